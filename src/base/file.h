@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Files: reading whole, mapping, writing so that a reader never sees half a file, and hashing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace fettle {
+
+/// A read-only memory map of a whole file. Pages are loaded when touched and shared between processes.
+/// Throws Error{kNoInput} if the file does not exist, {kPermission} if it may not be read, {kIo} otherwise.
+class MappedFile {
+ public:
+  static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  [[nodiscard]] std::span<const std::byte> bytes() const { return {data_, size_}; }
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+
+ private:
+  MappedFile(std::filesystem::path path, const std::byte* data, size_t size);
+
+  std::filesystem::path path_;
+  const std::byte* data_;
+  size_t size_;
+};
+
+/// The whole file as a string. Throws as MappedFile::open.
+std::string read_file(const std::filesystem::path& path);
+
+/// Writes `content` to a temporary name beside `path`, fsyncs it and renames it over `path`: readers see the old file
+/// or the new one. Throws Error{kIo} (disk full, read-only) or {kPermission} and leaves the old file untouched.
+void write_file(const std::filesystem::path& path, std::string_view content);
+
+/// Makes `path` and its parents. Throws Error{kIo} or {kPermission} naming the folder.
+void make_directories(const std::filesystem::path& path);
+
+/// fsyncs a folder, so that renames inside it survive a power cut.
+void sync_directory(const std::filesystem::path& path);
+
+/// The Error for a failed system call on `path`: kNoInput (ENOENT), kPermission (EACCES, EPERM), else kIo; the text
+/// says what was tried, on what, and the system's reason.
+[[noreturn]] void throw_system_error(std::string_view action, const std::filesystem::path& path, int error_number);
+
+/// Streaming SHA-256 (FIPS 180-4), by OpenSSL.
+class Sha256 {
+ public:
+  Sha256();
+  ~Sha256();
+  Sha256(const Sha256&) = delete;
+  Sha256& operator=(const Sha256&) = delete;
+  void update(std::span<const std::byte> bytes);
+  void update(std::string_view text);
+  /// 64 lower-case hexadecimal digits. Call once.
+  std::string finish();
+
+ private:
+  void* context_;
+};
+
+std::string sha256(std::string_view text);
+
+}  // namespace fettle

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Log lines for people, on stderr; stdout carries only what a command was asked to print.
+#pragma once
+
+#include <fmt/core.h>
+
+#include <string_view>
+#include <utility>
+
+namespace fettle::log {
+
+enum class Level { kDebug, kInfo, kWarning, kError };
+
+/// Sets the least level that is printed. Accepts debug, info, warning, error (transformers' log_level names).
+void set_level(Level level);
+
+void write(Level level, std::string_view line);
+
+template <typename... Args>
+void debug(fmt::format_string<Args...> format, Args&&... args) {
+  write(Level::kDebug, fmt::format(format, std::forward<Args>(args)...));
+}
+template <typename... Args>
+void info(fmt::format_string<Args...> format, Args&&... args) {
+  write(Level::kInfo, fmt::format(format, std::forward<Args>(args)...));
+}
+template <typename... Args>
+void warning(fmt::format_string<Args...> format, Args&&... args) {
+  write(Level::kWarning, fmt::format(format, std::forward<Args>(args)...));
+}
+
+}  // namespace fettle::log

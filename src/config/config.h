@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The effective configuration of a run: plain data, one struct a section. A function takes the section it needs
+/// (`const LoraConfig&`), never the whole. Names, defaults and meaning follow transformers' TrainingArguments, TRL's
+/// SFTConfig/ModelConfig and PEFT's LoraConfig; help texts, ranges and aliases are in the option table (option_table.cpp).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace fettle::config {
+
+/// Where the model comes from.
+struct ModelConfig {
+  std::string model_name_or_path;       ///< folder, .gguf file, or a hub name that is in the local hub cache
+  std::string model_revision = "main";  ///< branch, tag or commit in the hub cache
+  std::string config_name;              ///< config.json from another folder (default: the model's)
+  std::string tokenizer_name;           ///< tokenizer from another folder (default: the model's)
+  std::string cache_dir;                ///< hub cache (default: $HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub)
+  std::string adapter_name_or_path;     ///< PEFT adapter to start from, evaluate or generate with
+};
+
+/// PEFT's LoraConfig.
+struct LoraConfig {
+  bool use_peft = true;  ///< false: full fine-tuning
+  int64_t lora_r = 16;
+  double lora_alpha = 32;
+  double lora_dropout = 0.0;
+  std::vector<std::string> lora_target_modules = {"all-linear"};  ///< names, one regular expression, or all-linear
+  std::vector<std::string> lora_exclude_modules;
+  std::vector<std::string> lora_modules_to_save;  ///< trained and saved whole, e.g. lm_head, embed_tokens
+  bool use_rslora = false;                        ///< scale by alpha/sqrt(r) instead of alpha/r
+};
+
+/// What the records are and how they become tokens and targets.
+struct DataConfig {
+  std::string dataset_name;                   ///< folder with train.* and optionally validation.* or test.*
+  std::vector<std::string> train_file;        ///< json, jsonl, csv, txt or parquet
+  std::vector<std::string> validation_file;   ///< same; none: validation_split_percentage of the training records
+  std::string dataset_format = "auto";        ///< auto alpaca prompt_completion messages sharegpt text tokenized
+  std::string prompt_template = "auto";       ///< auto alpaca llama2 chat none, or a Jinja file
+  std::string prompt_with_input;              ///< system sentence of the alpaca template, record with input
+  std::string prompt_without_input;           ///< same, record without input
+  std::string instruction_column = "instruction";
+  std::string input_column = "input";
+  std::string output_column = "output";
+  std::string prompt_column = "prompt";
+  std::string completion_column = "completion";
+  std::string messages_column = "messages";
+  std::string conversations_column = "conversations";
+  std::string text_column = "text";
+  std::string sample_by = "line";             ///< a .txt file's record: line, paragraph or document
+  bool completion_only_loss = true;           ///< false: prompt tokens are targets too
+  bool mask_history = false;                  ///< true: only the last assistant turn of a chat is a target
+  int64_t max_seq_length = 1024;              ///< tokens a document and a packed row may have
+  bool packing = true;
+  std::string packing_strategy = "bfd";       ///< bfd: a long document is cut off; bfd_split: it becomes several
+  bool shuffle = true;
+  std::string on_bad_record = "fail";         ///< fail or skip (counted)
+  int64_t max_train_samples = -1;             ///< -1: all
+  int64_t max_eval_samples = -1;
+  double validation_split_percentage = 0;     ///< >= 1: percent; < 1: fraction
+  int64_t dataset_seed = 42;                  ///< of the split
+  int64_t preprocessing_num_workers = 0;      ///< 0: all cores
+  std::string dataset_cache_directory;        ///< default: $XDG_CACHE_HOME/fettle or ~/.cache/fettle
+  bool overwrite_cache = false;
+};
+
+/// The optimizer's and the loop's options: transformers' TrainingArguments.
+struct TrainingConfig {
+  bool do_train = true;
+  bool do_eval = true;  ///< evaluate before and after training when there are evaluation records
+  int64_t per_device_train_batch_size = 8;  ///< rows of max_seq_length tokens when packing, else records
+  int64_t per_device_eval_batch_size = 8;
+  int64_t gradient_accumulation_steps = 1;
+  std::optional<double> learning_rate;  ///< default 2e-4 with LoRA, 2e-5 for full fine-tuning
+  std::string lr_scheduler_type = "cosine";
+  std::string lr_scheduler_kwargs;      ///< JSON object, e.g. {"num_cycles": 2}
+  double warmup_ratio = 0.03;
+  double warmup_steps = 0;  ///< >= 1: steps (wins over warmup_ratio); < 1: a ratio, as in transformers 5
+  double weight_decay = 0.0;
+  double adam_beta1 = 0.9;
+  double adam_beta2 = 0.999;
+  double adam_epsilon = 1e-8;
+  double max_grad_norm = 1.0;  ///< 0: no clipping
+  double num_train_epochs = 3.0;
+  int64_t max_steps = -1;
+  std::string optim = "adamw";
+  bool bf16 = true;  ///< false: float32
+  bool gradient_checkpointing = false;
+  double logging_steps = 10;
+  bool logging_first_step = true;
+  std::string eval_strategy = "no";  ///< no steps epoch
+  double eval_steps = 0;             ///< 0: logging_steps; < 1: a ratio of all steps
+  std::string save_strategy = "steps";  ///< no steps epoch
+  double save_steps = 500;
+  int64_t save_total_limit = 2;  ///< 0: keep all
+  int64_t seed = 42;             ///< of LoRA's initial weights, dropout and the training order
+};
+
+/// Where results go.
+struct OutputConfig {
+  std::string output_dir;
+  bool overwrite_output_dir = false;
+  std::string resume_from_checkpoint = "auto";  ///< auto, none, or a checkpoint folder
+  bool verify_saved_model = true;               ///< read the result back and compare its loss before "done"
+  std::string max_shard_size = "5GB";           ///< of a full model's safetensors
+  std::string log_level = "info";
+};
+
+/// `fettle eval`.
+struct EvalConfig {
+  std::string per_record;   ///< JSONL file: one line a record with its loss
+  std::string logits_file;  ///< safetensors file: float32 `record.<i>` [T, V]
+};
+
+/// `fettle generate`.
+struct GenerationConfig {
+  std::string prompt;       ///< the user's text; - reads standard input
+  std::string system_prompt;
+  bool raw_prompt = false;  ///< the prompt's text is continued as it is, without a template
+  int64_t max_new_tokens = 128;
+  bool do_sample = false;
+  double temperature = 1.0;
+  int64_t top_k = 50;  ///< 0: all
+  double top_p = 1.0;
+  double repetition_penalty = 1.0;
+};
+
+/// `fettle preprocess`.
+struct PreprocessConfig {
+  std::string output;            ///< JSONL file with text, input_ids, labels
+  int64_t preview_samples = 3;   ///< records shown in colour on a terminal
+};
+
+/// The machine.
+struct DeviceConfig {
+  std::string device = "auto";  ///< auto or cpu
+  int64_t num_threads = 0;      ///< 0: one a physical core that this process may use
+};
+
+struct Config {
+  ModelConfig model;
+  LoraConfig lora;
+  DataConfig data;
+  TrainingConfig training;
+  OutputConfig output;
+  EvalConfig eval;
+  GenerationConfig generation;
+  PreprocessConfig preprocess;
+  DeviceConfig device;
+};
+
+}  // namespace fettle::config
