@@ -1,0 +1,65 @@
+# A thin front over CMake presets. `make help` lists the targets.
+JOBS ?= $(shell nproc)
+.DEFAULT_GOAL := build
+.PHONY: help setup build dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what is missing to build (Debian packages, libtorch)
+	@tools/setup.sh
+
+build: setup ## build build/release/fettle
+	@cmake --preset release $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset release -j $(JOBS)
+
+dev: setup ## build with AddressSanitizer and UndefinedBehaviorSanitizer into build/dev
+	@cmake --preset dev $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset dev -j $(JOBS)
+
+test: ## build and pass every test: unit tests (also under sanitizers), and the live comparison with transformers, peft and trl
+	@tools/setup.sh test
+	@$(MAKE) --no-print-directory build
+	@ctest --preset release -j $(JOBS) -LE nightly
+	@$(MAKE) --no-print-directory test-dev
+
+test-dev: dev ## the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@ctest --preset dev -j $(JOBS)
+
+nightly: ## the long proofs: the real 135M model against TRL, WikiText-2 perplexity
+	@tools/setup.sh test model
+	@$(MAKE) --no-print-directory build
+	@ctest --preset release -L nightly --output-on-failure
+
+lint: ## clang-format and clang-tidy
+	@tools/setup.sh lint
+	@$(MAKE) --no-print-directory build
+	@tools/lint.sh
+
+format: ## format every C++ and Rust source in place
+	@tools/setup.sh lint
+	@git ls-files '*.h' '*.cpp' | xargs clang-format -i
+	@cd rust && cargo fmt
+
+demo: ## LoRA on SmolLM2-135M-Instruct with medical questions: two or three minutes on a CPU
+	@tools/setup.sh model
+	@$(MAKE) --no-print-directory build
+	@tools/demo.sh smollm2
+
+demo-offline: build ## the same in seconds with the embedded stories260K model and TinyStories
+	@tools/demo.sh stories260k
+
+bench: ## measure against transformers + peft on this machine and write docs/benchmarks.md
+	@tools/setup.sh test
+	@$(MAKE) --no-print-directory build
+	@.venv-test/bin/python bench/bench.py
+
+docs: build ## write docs/options.md anew from the option table
+	@build/release/fettle config --markdown > docs/options.md
+
+fuzz: setup ## build the libFuzzer targets into build/fuzz (needs clang)
+	@cmake --preset fuzz $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset fuzz -j $(JOBS)
+
+clean: ## remove build folders (downloads and environments stay)
+	@rm -rf build rust/target

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# clang-format over every source, clang-tidy over every translation unit of the release build (or of the named files).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+git ls-files '*.h' '*.cpp' | xargs clang-format --dry-run --Werror
+if [ $# -gt 0 ]; then files=("$@"); else mapfile -t files < <(git ls-files 'src/*.cpp'); fi
+printf '%s\n' "${files[@]}" | xargs -P "$(nproc)" -n 1 clang-tidy -p build/release --quiet
