@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What model_name_or_path resolves to: a folder, a .gguf file, or a snapshot in the local hub cache.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "config/config.h"
+#include "hub/tensor_source.h"
+
+namespace fettle::hub {
+
+struct ModelFolder {
+  std::filesystem::path path;  ///< the folder, or the .gguf file
+  bool is_gguf = false;
+  nlohmann::json config;             ///< Hugging Face config.json keys, also for GGUF
+  nlohmann::json generation_config;  ///< an empty object if the model has none
+  std::filesystem::path tokenizer_folder;
+
+  [[nodiscard]] TensorSource open_weights() const;
+};
+
+/// Nothing is downloaded. Throws Error{kNoInput} naming the places that were looked at, {kData} for a broken
+/// config.json, {kUsage} if the name is empty.
+ModelFolder resolve_model(const config::ModelConfig& model);
+
+/// A local folder, or the snapshot of a hub name ("org/name") in the cache. `option` names the option in messages.
+std::filesystem::path resolve_folder(const std::string& name, const config::ModelConfig& model,
+                                     const std::string& option);
+
+}  // namespace fettle::hub

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The safetensors format (github.com/huggingface/safetensors), read and written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "hub/tensor.h"
+
+namespace fettle::hub {
+
+/// One file's content; the views point into the bytes that were parsed.
+struct Safetensors {
+  std::vector<TensorView> tensors;  ///< in the order of their bytes
+  std::map<std::string, std::string> metadata;
+};
+
+/// Checks everything the reference implementation checks (and refuses duplicate names, as the format demands): header
+/// size and JSON, dtype, shape, offsets that cover the buffer exactly, without holes or overlaps.
+/// Throws Error{kData} with `name` (the file) and the tensor in the message.
+Safetensors parse_safetensors(std::span<const std::byte> bytes, std::string_view name);
+
+/// tensor → shard file of a model.safetensors.index.json. A shard name with a path in it is refused.
+/// Throws Error{kData} with `name` (the file) in the message.
+std::map<std::string, std::string> parse_safetensors_index(std::string_view json, std::string_view name);
+
+/// Writes one file: a temporary beside it, fsync, rename, so that a reader sees the old file or the new one. Bytes go
+/// from the views to the file without a copy; header and data are laid out as the reference does (8-byte alignment,
+/// larger types first, then by name). Throws Error{kIo} or {kPermission} and leaves no partial file.
+void write_safetensors(const std::filesystem::path& path, std::span<const TensorView> tensors,
+                       const std::map<std::string, std::string>& metadata);
+
+/// Writes a model: `folder`/model.safetensors, or, when it is larger than `max_shard_size` bytes,
+/// model-00001-of-0000N.safetensors … and model.safetensors.index.json, split and named as transformers does. Files of
+/// an earlier save that no longer belong are removed. A tensor larger than the limit gets a shard of its own.
+void write_model_safetensors(const std::filesystem::path& folder, std::span<const TensorView> tensors,
+                             uint64_t max_shard_size);
+
+/// "5GB" → 5 000 000 000, "200MiB" → 209 715 200; also plain bytes. The units of transformers: KB MB GB TB (powers of
+/// ten), KiB MiB GiB TiB. Throws Error{kUsage} naming `option`.
+uint64_t parse_byte_size(std::string_view text, std::string_view option);
+
+}  // namespace fettle::hub
