@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace fettle::ops {
+
+/// One frozen linear layer and the low-rank matrices beside it, all of the input's type.
+struct LoraProjection {
+  at::Tensor weight;  ///< [O, C]
+  at::Tensor bias;    ///< [O], or undefined
+  at::Tensor a;       ///< [r, C], or undefined: no LoRA here
+  at::Tensor b;       ///< [O, r]
+};
+
+struct LoraOptions {
+  double scaling = 1.0;
+  double dropout = 0.0;  ///< probability; 0 when not training. One mask a projection, drawn from the default generator
+};
+
+/// y = x·Wᵀ + bias + scaling · (dropout(x)·Aᵀ)·Bᵀ for every projection of the same input x: [T, C] → [T, O] each
+/// (PEFT's lora.Linear). Gradients flow to x, a and b; weight and bias are constants. x is saved once for all
+/// projections.
+std::vector<at::Tensor> lora_linear(const at::Tensor& x, const std::vector<LoraProjection>& projections,
+                                    const LoraOptions& options);
+
+namespace composite {
+std::vector<at::Tensor> lora_linear(const at::Tensor& x, const std::vector<LoraProjection>& projections,
+                                    const LoraOptions& options);
+}
+
+}  // namespace fettle::ops
