@@ -46,6 +46,10 @@ class GgufFile {
   /// qwen3, {kData} for a missing or mistyped key, and for rope scaling that config.json could not state.
   [[nodiscard]] nlohmann::json config() const;
 
+  /// The tensors under their Hugging Face names, with `interleaved_heads` where it applies; rope_freqs, which `config`
+  /// turns into rope_scaling, is left out. Throws as `config`, and Error{kData} for a tensor without a counterpart.
+  [[nodiscard]] std::vector<TensorView> model_tensors() const;
+
  private:
   GgufFile() = default;
 

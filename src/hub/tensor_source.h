@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -20,8 +21,7 @@ class TensorSource {
   /// A .safetensors file, or a folder with model.safetensors or model.safetensors.index.json and its shards.
   /// Throws Error{kNoInput} if there is none, {kData} if a file is wrong, naming file and tensor.
   static TensorSource open_safetensors(const std::filesystem::path& file_or_folder);
-  /// Names mapped to Hugging Face names; q_proj and k_proj carry `interleaved_heads` where the file has them so.
-  /// Throws Error{kData} for a tensor that has no Hugging Face counterpart, by name.
+  /// GgufFile::model_tensors: Hugging Face names; q_proj and k_proj of llama models carry `interleaved_heads`.
   static TensorSource open_gguf(const GgufFile& file);
 
   /// In file order (shards in name order).

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+/// JSON of foreign files, read with bounds.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+namespace fettle::hub {
+
+/// Parses one JSON object. Refuses anything else, invalid UTF-8, duplicate keys, and nesting deeper than 64.
+/// Throws Error{kData} with `name` (the file) in the message.
+nlohmann::json parse_json_object(std::string_view text, std::string_view name);
+
+/// Reads and parses a JSON file of at most 64 MB. Throws as MappedFile::open and parse_json_object.
+nlohmann::json read_json_object(const std::filesystem::path& path);
+
+/// A name from a foreign file for a one-line message: quoted, control characters escaped, cut after 120 bytes.
+std::string printable(std::string_view name);
+
+}  // namespace fettle::hub

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+#include <utility>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "hub/json.h"
+#include "hub/safetensors.h"
+
+namespace fettle::hub {
+namespace fs = std::filesystem;
+namespace {
+
+using nlohmann::ordered_json;
+
+/// A file that appears under its name only when `commit` has written all of it to the disk.
+class NewFile {
+ public:
+  explicit NewFile(fs::path path)
+      : path_(std::move(path)),
+        temporary_(path_.string() + ".tmp"),
+        fd_(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
+    if (fd_ < 0) throw_system_error("write", path_, errno);
+  }
+  ~NewFile() {
+    if (fd_ >= 0) ::close(fd_);
+    if (!committed_) ::unlink(temporary_.c_str());
+  }
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+
+  void append(std::span<const std::byte> bytes) {
+    while (!bytes.empty()) {
+      const ssize_t written = ::write(fd_, bytes.data(), bytes.size());
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) throw_system_error("write", path_, errno);
+      bytes = bytes.subspan(static_cast<size_t>(written));
+    }
+  }
+
+  void commit() {
+    if (::fsync(fd_) != 0) throw_system_error("write", path_, errno);
+    const int closed = ::close(std::exchange(fd_, -1));
+    if (closed != 0 || ::rename(temporary_.c_str(), path_.c_str()) != 0) throw_system_error("write", path_, errno);
+    committed_ = true;
+    sync_directory(path_.has_parent_path() ? path_.parent_path() : fs::path("."));
+  }
+
+ private:
+  fs::path path_;
+  fs::path temporary_;
+  int fd_;
+  bool committed_ = false;
+};
+
+/// The reference sorts by descending alignment, in this order of types.
+int layout_rank(DType dtype) {
+  constexpr std::array kOrder = {DType::kI64, DType::kF64, DType::kF32, DType::kI32, DType::kBF16,
+                                 DType::kF16, DType::kI16, DType::kI8,  DType::kU8,  DType::kBool};
+  const auto* found = std::find(kOrder.begin(), kOrder.end(), dtype);
+  if (found == kOrder.end()) throw Error(ExitCode::kInternal, "safetensors cannot hold GGUF's quantised types");
+  return static_cast<int>(found - kOrder.begin());
+}
+
+void check_view(const TensorView& view) {
+  const auto expected = static_cast<size_t>(element_count(view) * block_layout(view.dtype).bytes);
+  if (view.bytes.size() != expected || view.interleaved_heads != 0 || view.name == "__metadata__") {
+    throw Error(ExitCode::kInternal, fmt::format("tensor {} cannot be written as it is", printable(view.name)));
+  }
+}
+
+std::vector<const TensorView*> in_layout_order(std::span<const TensorView> tensors) {
+  std::vector<const TensorView*> ordered;
+  for (const TensorView& view : tensors) ordered.push_back(&view);
+  std::sort(ordered.begin(), ordered.end(), [](const TensorView* a, const TensorView* b) {
+    return std::pair(layout_rank(a->dtype), std::string_view(a->name)) <
+           std::pair(layout_rank(b->dtype), std::string_view(b->name));
+  });
+  return ordered;
+}
+
+std::string make_header(const std::vector<const TensorView*>& ordered,
+                        const std::map<std::string, std::string>& metadata) {
+  ordered_json header = ordered_json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  size_t position = 0;
+  std::set<std::string_view> seen;
+  for (const TensorView* view : ordered) {
+    check_view(*view);
+    if (!seen.insert(view->name).second) {
+      throw Error(ExitCode::kInternal, fmt::format("two tensors are named {}", printable(view->name)));
+    }
+    // Not header[name]: ordered_json looks a key up by walking all of them.
+    header.get_ref<ordered_json::object_t&>().emplace_back(
+        view->name, ordered_json{{"dtype", dtype_name(view->dtype)},
+                                 {"shape", view->shape},
+                                 {"data_offsets", {position, position + view->bytes.size()}}});
+    position += view->bytes.size();
+  }
+  std::string text = header.dump();
+  text.append((8 - text.size() % 8) % 8, ' ');
+  return text;
+}
+
+std::string shard_name(size_t index, size_t count) {
+  return fmt::format("model-{:05}-of-{:05}.safetensors", index + 1, count);
+}
+
+/// Shards as transformers makes them: in the given order; a tensor above the limit gets a shard of its own.
+std::vector<std::vector<TensorView>> split(std::span<const TensorView> tensors, uint64_t max_shard_size) {
+  std::vector<std::vector<TensorView>> shards;
+  std::vector<TensorView> current;
+  uint64_t current_size = 0;
+  for (const TensorView& view : tensors) {
+    if (view.bytes.size() > max_shard_size) {
+      shards.push_back({view});
+      continue;
+    }
+    if (current_size + view.bytes.size() > max_shard_size) {
+      shards.push_back(std::exchange(current, {}));
+      current_size = 0;
+    }
+    current.push_back(view);
+    current_size += view.bytes.size();
+  }
+  if (!current.empty() || shards.empty()) shards.push_back(std::move(current));
+  return shards;
+}
+
+/// Removes the weight files of an earlier save that `kept` does not name. transformers prefers model.safetensors to an
+/// index, so an old one would hide the new shards.
+void remove_stale(const fs::path& folder, const std::set<std::string>& kept) {
+  static const std::regex kWeights(R"(model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?)");
+  std::error_code failure;
+  for (const auto& entry : fs::directory_iterator(folder, failure)) {
+    const std::string name = entry.path().filename().string();
+    if (std::regex_match(name, kWeights) && !kept.contains(name)) {
+      fs::remove(entry.path(), failure);
+      if (failure) throw_system_error("remove", entry.path(), failure.value());
+    }
+  }
+  if (failure) throw_system_error("list folder", folder, failure.value());
+}
+
+}  // namespace
+
+void write_safetensors(const fs::path& path, std::span<const TensorView> tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  const auto ordered = in_layout_order(tensors);
+  const std::string header = make_header(ordered, metadata);
+  const uint64_t length = header.size();
+  NewFile file(path);
+  file.append(std::as_bytes(std::span(&length, 1)));
+  file.append(std::as_bytes(std::span(header)));
+  for (const TensorView* view : ordered) file.append(view->bytes);
+  file.commit();
+}
+
+void write_model_safetensors(const fs::path& folder, std::span<const TensorView> tensors, uint64_t max_shard_size) {
+  const std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  const auto shards = split(tensors, max_shard_size);
+  if (shards.size() == 1) {
+    write_safetensors(folder / "model.safetensors", tensors, metadata);
+    return remove_stale(folder, {"model.safetensors"});
+  }
+  constexpr const char* kIndex = "model.safetensors.index.json";
+  std::set<std::string> kept = {kIndex};
+  nlohmann::json index = {{"metadata", {{"total_parameters", 0}, {"total_size", 0}}}};
+  int64_t parameters = 0;
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const std::string name = shard_name(i, shards.size());
+    write_safetensors(folder / name, shards[i], metadata);
+    kept.insert(name);
+    for (const TensorView& view : shards[i]) {
+      index["weight_map"][view.name] = name;
+      parameters += element_count(view);
+      bytes += view.bytes.size();
+    }
+  }
+  index["metadata"] = {{"total_parameters", parameters}, {"total_size", bytes}};
+  write_file(folder / kIndex, index.dump(2) + "\n");
+  remove_stale(folder, kept);
+}
+
+uint64_t parse_byte_size(std::string_view text, std::string_view option) {
+  constexpr std::array<std::pair<std::string_view, double>, 9> kUnits = {{{"", 1},
+                                                                          {"KB", 1e3},
+                                                                          {"MB", 1e6},
+                                                                          {"GB", 1e9},
+                                                                          {"TB", 1e12},
+                                                                          {"KIB", 0x1p10},
+                                                                          {"MIB", 0x1p20},
+                                                                          {"GIB", 0x1p30},
+                                                                          {"TIB", 0x1p40}}};
+  double value = 0;
+  const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), value);
+  std::string unit;
+  for (const char c : text.substr(static_cast<size_t>(end - text.data()))) {
+    if (c != ' ') unit += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  }
+  const auto* found =
+      std::find_if(kUnits.begin(), kUnits.end(), [&](const auto& known) { return known.first == unit; });
+  if (failure != std::errc() || found == kUnits.end() || !(value * found->second >= 1) ||
+      value * found->second >= 0x1p63) {
+    throw Error(ExitCode::kUsage, fmt::format("{}: {} is not a size", option, printable(text)),
+                "write a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 5GB");
+  }
+  return static_cast<uint64_t>(value * found->second);
+}
+
+}  // namespace fettle::hub

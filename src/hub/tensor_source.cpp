@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hub/tensor_source.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
+#include <set>
+#include <utility>
+
+#include "base/error.h"
+#include "hub/json.h"
+#include "hub/safetensors.h"
+
+namespace fettle::hub {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kSingle = "model.safetensors";
+constexpr const char* kIndex = "model.safetensors.index.json";
+
+/// Refuses a difference, in either direction, between the index and what a shard holds.
+void check_against_index(const Safetensors& shard, const std::map<std::string, std::string>& index,
+                         const std::string& shard_name, const fs::path& folder) {
+  size_t listed = 0;
+  for (const auto& [tensor, file] : index) listed += file == shard_name ? 1 : 0;
+  for (const TensorView& view : shard.tensors) {
+    const auto found = index.find(view.name);
+    if (found == index.end() || found->second != shard_name) {
+      throw Error(ExitCode::kData, fmt::format("{}: tensor {} is not listed for this shard in {}",
+                                               (folder / shard_name).string(), printable(view.name), kIndex));
+    }
+  }
+  if (shard.tensors.size() == listed) return;
+  std::map<std::string_view, bool> present;
+  for (const TensorView& view : shard.tensors) present[view.name] = true;
+  for (const auto& [tensor, file] : index) {
+    if (file == shard_name && !present.contains(tensor)) {
+      throw Error(ExitCode::kData,
+                  fmt::format("{}: tensor {} is missing, although {} lists it", (folder / shard_name).string(),
+                              printable(tensor), kIndex),
+                  "index and shards are of different saves; download or save the model again");
+    }
+  }
+}
+
+[[noreturn]] void fail_no_weights(const fs::path& folder) {
+  const bool pickled = fs::exists(folder / "pytorch_model.bin") || fs::exists(folder / "pytorch_model.bin.index.json");
+  throw Error(ExitCode::kNoInput, fmt::format("{}: neither {} nor {} is there", folder.string(), kSingle, kIndex),
+              pickled ? "pytorch_model.bin is a pickle and not read: save the model once with transformers' "
+                        "save_pretrained, which writes safetensors"
+                      : "give a folder with the model's weights");
+}
+
+}  // namespace
+
+TensorSource::TensorSource(std::vector<std::shared_ptr<const MappedFile>> files, std::vector<TensorView> tensors)
+    : files_(std::move(files)), tensors_(std::move(tensors)) {
+  for (size_t i = 0; i < tensors_.size(); ++i) index_.emplace(tensors_[i].name, i);
+}
+
+const TensorView* TensorSource::find(std::string_view name) const {
+  const auto found = index_.find(name);
+  return found == index_.end() ? nullptr : &tensors_[found->second];
+}
+
+TensorSource TensorSource::open_safetensors(const fs::path& file_or_folder) {
+  const bool folder = fs::is_directory(file_or_folder);
+  if (!folder || fs::exists(file_or_folder / kSingle)) {
+    auto file = MappedFile::open(folder ? file_or_folder / kSingle : file_or_folder);
+    auto content = parse_safetensors(file->bytes(), file->path().string());
+    return {{std::move(file)}, std::move(content.tensors)};
+  }
+  const fs::path index_path = file_or_folder / kIndex;
+  if (!fs::exists(index_path)) fail_no_weights(file_or_folder);
+
+  const auto index = parse_safetensors_index(read_file(index_path), index_path.string());
+  std::set<std::string> names;
+  for (const auto& [tensor, shard] : index) names.insert(shard);
+  std::vector<std::shared_ptr<const MappedFile>> files;
+  std::vector<TensorView> tensors;
+  for (const std::string& name : names) {
+    const fs::path path = file_or_folder / name;
+    if (!fs::exists(path)) {
+      throw Error(ExitCode::kNoInput, fmt::format("{}: the shard {} is missing", index_path.string(), name),
+                  "complete the download of the model");
+    }
+    auto& file = files.emplace_back(MappedFile::open(path));
+    auto content = parse_safetensors(file->bytes(), path.string());
+    check_against_index(content, index, name, file_or_folder);
+    std::move(content.tensors.begin(), content.tensors.end(), std::back_inserter(tensors));
+  }
+  return {std::move(files), std::move(tensors)};
+}
+
+TensorSource TensorSource::open_gguf(const GgufFile& file) {
+  return {{file.mapping()}, file.model_tensors()};
+}
+
+}  // namespace fettle::hub
