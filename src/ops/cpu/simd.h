@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What the CPU kernels share: bfloat16 as stored, an exponential that vectorises, and one source for every x86.
+///
+/// A kernel is a template over the element type, written as plain loops (`#pragma omp simd`), and wrapped per type in a
+/// FETTLE_MULTIVERSION function that the compiler emits for AVX-512, AVX2 and plain x86-64; the loader picks. Templates
+/// and helpers must be inlined into it (gnu::always_inline), or they would be compiled for plain x86-64.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+
+#include <bit>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#define FETTLE_MULTIVERSION __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FETTLE_MULTIVERSION
+#endif
+
+namespace fettle::ops::cpu {
+
+[[gnu::always_inline]] inline float load(float value) {
+  return value;
+}
+[[gnu::always_inline]] inline float load(c10::BFloat16 value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value.x) << 16);
+}
+
+[[gnu::always_inline]] inline void store(float* to, float value) {
+  *to = value;
+}
+/// Rounds to nearest even; NaN stays NaN.
+[[gnu::always_inline]] inline void store(c10::BFloat16* to, float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  to->x = static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded);
+}
+
+/// `value` as the type T would keep it.
+template <typename T>
+[[gnu::always_inline]] inline float round_to(float value) {
+  T rounded;
+  store(&rounded, value);
+  return load(rounded);
+}
+
+/// e^x to 2 ulp; 0 below -87 (never a denormal), e^87 above 87; NaN stays NaN. Cephes' polynomial on x - n·ln 2.
+[[gnu::always_inline]] inline float exponential(float x) {
+  constexpr float kLimit = 87.0f;
+  constexpr float kRoundToInteger = 12582912.0f;  // 1.5·2²³: adding it leaves the nearest integer in the low bits
+  const bool vanishes = x < -kLimit;
+  x = x > kLimit ? kLimit : x;
+  x = vanishes ? -kLimit : x;
+  const float shifted = x * 1.44269504088896341f + kRoundToInteger;
+  const float n = shifted - kRoundToInteger;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const uint32_t power = (std::bit_cast<uint32_t>(shifted) + 127u) << 23;  // 2ⁿ
+  return vanishes ? 0.0f : p * std::bit_cast<float>(power);
+}
+
+[[gnu::always_inline]] inline float sigmoid(float x) {
+  return 1.0f / (1.0f + exponential(-x));
+}
+
+}  // namespace fettle::ops::cpu

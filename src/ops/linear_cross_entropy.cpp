@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/linear_cross_entropy.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/nonzero.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "ops/cpu/kernels.h"
+#include "ops/dispatch.h"
+
+namespace fettle::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Logits of a chunk stay in the last-level cache between the product, the softmax and the product back: on two Zen 5
+// cores with V = 49,152, 256 rows (24 MB) ran 1.3 times as fast as 1,024.
+constexpr int64_t kChunkBytes = 24 << 20;
+constexpr int64_t kLeastRows = 64;  // fewer starve the matrix product
+
+struct Wanted {
+  bool hidden_gradient;
+  bool weight_gradient;
+  int64_t chunk_rows;
+};
+
+// dW += dlogitsᵀ·hidden in float32, whatever the type of the factors.
+void add_product(at::Tensor& sum, const at::Tensor& d_logits, const at::Tensor& hidden) {
+  if (d_logits.scalar_type() == at::kFloat) {
+    sum.addmm_(d_logits.t(), hidden);
+  } else {
+    sum.add_(at::mm(d_logits.t(), hidden));
+  }
+}
+
+class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden, const at::Tensor& weight,
+                            const at::Tensor& labels, Wanted wanted) {
+    const at::Tensor rows = at::nonzero(labels != kIgnore).squeeze(1);
+    const at::Tensor targets = labels.index_select(0, rows);
+    const int64_t count = rows.size(0);
+    at::Tensor losses = at::empty({count}, hidden.options().dtype(at::kFloat));
+    at::Tensor d_hidden = wanted.hidden_gradient ? at::zeros_like(hidden) : at::Tensor();
+    at::Tensor d_weight =
+        wanted.weight_gradient ? at::zeros(weight.sizes(), weight.options().dtype(at::kFloat)) : at::Tensor();
+    for (int64_t begin = 0; begin < count; begin += wanted.chunk_rows) {
+      const int64_t size = std::min(wanted.chunk_rows, count - begin);
+      const at::Tensor chunk_rows = rows.narrow(0, begin, size);
+      const at::Tensor chunk = hidden.index_select(0, chunk_rows);
+      at::Tensor logits = at::mm(chunk, weight.t());
+      losses_and_gradient(logits, targets.narrow(0, begin, size), losses.narrow(0, begin, size),
+                          wanted.hidden_gradient || wanted.weight_gradient);
+      if (wanted.hidden_gradient) {
+        d_hidden.index_copy_(0, chunk_rows, at::mm(logits, weight));
+      }
+      if (wanted.weight_gradient) {
+        add_product(d_weight, logits, chunk);
+      }
+    }
+    context->saved_data["d_hidden"] = d_hidden;
+    context->saved_data["d_weight"] = d_weight;
+    context->saved_data["type"] = weight.scalar_type();
+    return losses.sum();
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const at::Tensor& scale = gradients[0];
+    const at::Tensor d_hidden = context->saved_data["d_hidden"].toTensor();
+    const at::Tensor d_weight = context->saved_data["d_weight"].toTensor();
+    return {d_hidden.defined() ? d_hidden * scale : at::Tensor(),
+            d_weight.defined() ? (d_weight * scale).to(context->saved_data["type"].toScalarType()) : at::Tensor(),
+            at::Tensor(), at::Tensor()};
+  }
+
+ private:
+  static void losses_and_gradient(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& losses,
+                                  bool write_gradient) {
+    with_element_type(logits, [&]<typename T>(T) {
+      T* values = logits.mutable_data_ptr<T>();
+      const int64_t columns = logits.size(1);
+      parallel_rows(logits.size(0), columns, [&](int64_t begin, int64_t end) {
+        cpu::cross_entropy(values + begin * columns, targets.const_data_ptr<int64_t>() + begin,
+                           losses.mutable_data_ptr<float>() + begin, {end - begin, columns, write_gradient});
+      });
+    });
+  }
+};
+
+}  // namespace
+
+at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
+                                int64_t chunk_rows) {
+  TORCH_CHECK(hidden.dim() == 2 && weight.dim() == 2 && hidden.size(1) == weight.size(1) &&
+                  hidden.scalar_type() == weight.scalar_type() && labels.dim() == 1 &&
+                  labels.size(0) == hidden.size(0) && labels.scalar_type() == at::kLong,
+              "linear_cross_entropy: hidden ", hidden.sizes(), ", weight ", weight.sizes(),
+              " of one type, int64 labels ", labels.sizes());
+  const at::Tensor outside = (labels != kIgnore).logical_and((labels < 0).logical_or(labels >= weight.size(0)));
+  TORCH_CHECK(!outside.any().item<bool>(), "linear_cross_entropy: a label is outside [0, ", weight.size(0), ")");
+  if (!has_cpu_kernel(hidden)) {
+    return composite::linear_cross_entropy(hidden, weight, labels);
+  }
+  const int64_t row_bytes = weight.size(0) * static_cast<int64_t>(weight.element_size());
+  const bool differentiable = at::GradMode::is_enabled();
+  const Wanted wanted{.hidden_gradient = differentiable && hidden.requires_grad(),
+                      .weight_gradient = differentiable && weight.requires_grad(),
+                      .chunk_rows = chunk_rows > 0 ? chunk_rows : std::max(kLeastRows, kChunkBytes / row_bytes)};
+  return LinearCrossEntropy::apply(hidden.contiguous(), weight, labels.contiguous(), wanted);
+}
+
+at::Tensor composite::linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
+                                           const at::Tensor& labels) {
+  const at::Tensor logits = at::linear(hidden, weight);
+  const at::Tensor wide = logits.scalar_type() == at::kDouble ? logits : logits.to(at::kFloat);
+  return at::cross_entropy_loss(wide, labels, {}, at::Reduction::Sum, kIgnore).to(at::kFloat);
+}
+
+}  // namespace fettle::ops

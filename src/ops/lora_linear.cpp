@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/lora_linear.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/dropout.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/native_dropout.h>
+#include <ATen/ops/native_dropout_backward.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+
+namespace fettle::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// What the backward needs, in the order in which it is saved. P projections, L of them with LoRA.
+struct Saved {
+  at::Tensor x;                      // [T, C]
+  std::vector<at::Tensor> weights;   // P
+  std::vector<at::Tensor> matrices;  // a0 b0 a1 b1 …: 2L
+  std::vector<at::Tensor> low;       // [T, r] dropout(x)·aᵀ: L
+  std::vector<at::Tensor> masks;     // [T, C] bool: L, none without dropout
+
+  [[nodiscard]] variable_list flatten() const {
+    variable_list all{x};
+    for (const auto* part : {&weights, &matrices, &low, &masks}) {
+      all.insert(all.end(), part->begin(), part->end());
+    }
+    return all;
+  }
+  static Saved restore(const variable_list& all, size_t projections, size_t lora) {
+    const auto take = [position = all.begin() + 1](size_t count) mutable {
+      const auto first = position;
+      position += static_cast<std::ptrdiff_t>(count);
+      return std::vector<at::Tensor>(first, position);
+    };
+    auto next = take;
+    Saved saved{.x = all[0], .weights = {}, .matrices = {}, .low = {}, .masks = {}};
+    saved.weights = next(projections);
+    saved.matrices = next(2 * lora);
+    saved.low = next(lora);
+    saved.masks = next(all.size() - 1 - projections - 3 * lora);
+    return saved;
+  }
+};
+
+std::vector<at::Tensor> even(const std::vector<at::Tensor>& matrices) {
+  std::vector<at::Tensor> as;
+  for (size_t i = 0; i < matrices.size(); i += 2) {
+    as.push_back(matrices[i]);
+  }
+  return as;
+}
+
+// Without dropout all projections read the same x, so their a's are stacked: one product with x for all of them, in the
+// forward and in the backward. With dropout each reads an x of its own.
+class LoraLinear : public torch::autograd::Function<LoraLinear> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& x, at::TensorList matrices,
+                               const std::vector<LoraProjection>& projections, LoraOptions options) {
+    Saved saved{.x = x, .weights = {}, .matrices = matrices.vec(), .low = {}, .masks = {}};
+    project_down(saved, options.dropout);
+    std::vector<int64_t> lora_of;  // of every projection: its pair of matrices, or -1
+    variable_list outputs;
+    int64_t pair = 0;
+    for (const LoraProjection& projection : projections) {
+      at::Tensor y = at::linear(x, projection.weight, projection.bias);
+      if (projection.a.defined()) {
+        y.addmm_(saved.low[pair], projection.b.t(), /*beta=*/1, /*alpha=*/options.scaling);
+      }
+      lora_of.push_back(projection.a.defined() ? pair++ : -1);
+      saved.weights.push_back(projection.weight);
+      outputs.push_back(y);
+    }
+    context->save_for_backward(saved.flatten());
+    context->saved_data["scaling"] = options.scaling;
+    context->saved_data["dropout"] = options.dropout;
+    context->saved_data["lora_of"] = lora_of;
+    return outputs;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const std::vector<int64_t> lora_of = context->saved_data["lora_of"].toIntVector();
+    const double scaling = context->saved_data["scaling"].toDouble();
+    const auto lora = static_cast<size_t>(std::ranges::count_if(lora_of, [](int64_t pair) { return pair >= 0; }));
+    const Saved saved = Saved::restore(context->get_saved_variables(), lora_of.size(), lora);
+
+    const bool x_needs_gradient = context->needs_input_grad(0);
+    variable_list results(1 + saved.matrices.size() + 2);
+    at::Tensor& dx = results[0];
+    std::vector<at::Tensor> d_low;  // [T, r] each
+    for (size_t i = 0; i < lora_of.size(); ++i) {
+      const at::Tensor& dy = gradients[i];
+      if (x_needs_gradient && dx.defined()) {
+        dx.addmm_(dy, saved.weights[i]);
+      } else if (x_needs_gradient) {
+        dx = at::mm(dy, saved.weights[i]);
+      }
+      if (lora_of[i] >= 0) {
+        const auto pair = static_cast<size_t>(lora_of[i]);
+        d_low.push_back(at::mm(dy, saved.matrices[2 * pair + 1]).mul_(scaling));
+        // (lowᵀ·dy)ᵀ: the same product the other way round runs at two thirds of the speed.
+        results[2 + 2 * pair] = at::mm(saved.low[pair].t(), dy).mul_(scaling).t().contiguous();
+      }
+    }
+    if (!d_low.empty()) {
+      project_down_backward(saved, d_low, context->saved_data["dropout"].toDouble(), results);
+    }
+    return results;
+  }
+
+ private:
+  static void project_down(Saved& saved, double dropout) {
+    const std::vector<at::Tensor> as = even(saved.matrices);
+    if (as.empty()) {
+      return;
+    }
+    if (dropout == 0) {
+      const at::Tensor low = at::mm(saved.x, at::cat(as).t());  // [T, Σr]
+      int64_t column = 0;
+      for (const at::Tensor& a : as) {
+        saved.low.push_back(low.narrow(1, column, a.size(0)).contiguous());
+        column += a.size(0);
+      }
+      return;
+    }
+    for (const at::Tensor& a : as) {
+      auto [dropped, mask] = at::native_dropout(saved.x, dropout, /*train=*/true);
+      saved.low.push_back(at::mm(dropped, a.t()));
+      saved.masks.push_back(mask);
+    }
+  }
+
+  // Adds the low-rank path's gradient to results[0] (x) if that is wanted, and sets those of the a's.
+  static void project_down_backward(const Saved& saved, const std::vector<at::Tensor>& d_low, double dropout,
+                                    variable_list& results) {
+    const std::vector<at::Tensor> as = even(saved.matrices);
+    at::Tensor& dx = results[0];
+    if (dropout == 0) {
+      const at::Tensor all = at::cat(d_low, 1);  // [T, Σr]
+      if (dx.defined()) {
+        dx.addmm_(all, at::cat(as));
+      }
+      const at::Tensor d_a = at::mm(all.t(), saved.x);
+      int64_t row = 0;
+      for (size_t i = 0; i < as.size(); ++i) {
+        results[1 + 2 * i] = d_a.narrow(0, row, as[i].size(0));
+        row += as[i].size(0);
+      }
+      return;
+    }
+    const double keep_scale = 1.0 / (1.0 - dropout);
+    for (size_t i = 0; i < as.size(); ++i) {
+      results[1 + 2 * i] = at::mm(d_low[i].t(), at::native_dropout_backward(saved.x, saved.masks[i], keep_scale));
+      if (dx.defined()) {
+        dx.add_(at::native_dropout_backward(at::mm(d_low[i], as[i]), saved.masks[i], keep_scale));
+      }
+    }
+  }
+};
+
+void check(const at::Tensor& x, const LoraProjection& projection) {
+  TORCH_CHECK(projection.weight.dim() == 2 && projection.weight.size(1) == x.size(1) &&
+                  projection.weight.scalar_type() == x.scalar_type(),
+              "lora_linear: x ", x.sizes(), " and weight ", projection.weight.sizes(), " of one type");
+  TORCH_CHECK(projection.a.defined() == projection.b.defined(), "lora_linear: a without b or b without a");
+  if (projection.a.defined()) {
+    TORCH_CHECK(projection.a.dim() == 2 && projection.b.dim() == 2 && projection.a.size(1) == x.size(1) &&
+                    projection.b.size(0) == projection.weight.size(0) && projection.a.size(0) == projection.b.size(1),
+                "lora_linear: a ", projection.a.sizes(), " and b ", projection.b.sizes(), " beside weight ",
+                projection.weight.sizes());
+  }
+}
+
+}  // namespace
+
+std::vector<at::Tensor> lora_linear(const at::Tensor& x, const std::vector<LoraProjection>& projections,
+                                    const LoraOptions& options) {
+  TORCH_CHECK(x.dim() == 2 && options.dropout >= 0 && options.dropout < 1, "lora_linear: x ", x.sizes(), ", dropout ",
+              options.dropout);
+  std::vector<at::Tensor> matrices;
+  for (const LoraProjection& projection : projections) {
+    check(x, projection);
+    const bool constant =
+        !projection.weight.requires_grad() && !(projection.bias.defined() && projection.bias.requires_grad());
+    if (at::GradMode::is_enabled() && !constant) {
+      return composite::lora_linear(x, projections, options);
+    }
+    if (projection.a.defined()) {
+      matrices.push_back(projection.a);
+      matrices.push_back(projection.b);
+    }
+  }
+  return LoraLinear::apply(x.contiguous(), at::TensorList(matrices), projections, options);
+}
+
+std::vector<at::Tensor> composite::lora_linear(const at::Tensor& x, const std::vector<LoraProjection>& projections,
+                                               const LoraOptions& options) {
+  std::vector<at::Tensor> outputs;
+  for (const LoraProjection& projection : projections) {
+    at::Tensor y = at::linear(x, projection.weight, projection.bias);
+    if (projection.a.defined()) {
+      const at::Tensor dropped = at::dropout(x, options.dropout, /*train=*/options.dropout > 0);
+      y = y + at::linear(at::linear(dropped, projection.a), projection.b) * options.scaling;
+    }
+    outputs.push_back(y);
+  }
+  return outputs;
+}
+
+}  // namespace fettle::ops

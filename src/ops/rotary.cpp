@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/rotary.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "ops/cpu/kernels.h"
+#include "ops/dispatch.h"
+
+namespace fettle::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, float sign) {
+  at::Tensor y = at::empty_like(x);
+  const int64_t row = x.size(1) * x.size(2);
+  const int64_t half = cos.size(1);
+  with_element_type(x, [&]<typename T>(T) {
+    const T* input = x.const_data_ptr<T>();
+    T* output = y.mutable_data_ptr<T>();
+    const T* cosines = cos.const_data_ptr<T>();
+    const T* sines = sin.const_data_ptr<T>();
+    parallel_rows(x.size(0), row, [&](int64_t begin, int64_t end) {
+      cpu::rotary(input + begin * row, cosines + begin * half, sines + begin * half, output + begin * row,
+                  {end - begin, x.size(1), x.size(2), half, sign});
+    });
+  });
+  return y;
+}
+
+// A rotation's gradient is the rotation back.
+class Rotary : public torch::autograd::Function<Rotary> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& cos,
+                            const at::Tensor& sin) {
+    context->save_for_backward({cos, sin});
+    return rotate(x, cos, sin, 1.0f);
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    return {rotate(gradients[0].contiguous(), saved[0], saved[1], -1.0f), at::Tensor(), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+at::Tensor apply_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  TORCH_CHECK(x.dim() == 3 && cos.dim() == 2 && cos.sizes() == sin.sizes() && cos.size(0) == x.size(0) &&
+                  2 * cos.size(1) <= x.size(2) && cos.scalar_type() == x.scalar_type() &&
+                  sin.scalar_type() == x.scalar_type(),
+              "apply_rotary: x ", x.sizes(), ", cos ", cos.sizes(), ", sin ", sin.sizes(), " of one type");
+  if (!has_cpu_kernel(x)) {
+    return composite::apply_rotary(x, cos, sin);
+  }
+  return Rotary::apply(x.contiguous(), cos.contiguous(), sin.contiguous());
+}
+
+at::Tensor composite::apply_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  const int64_t half = cos.size(1);
+  const at::Tensor first = x.narrow(2, 0, half);
+  const at::Tensor second = x.narrow(2, half, half);
+  const at::Tensor c = cos.unsqueeze(1);
+  const at::Tensor s = sin.unsqueeze(1);
+  return at::cat({first * c - second * s, second * c + first * s, x.narrow(2, 2 * half, x.size(2) - 2 * half)}, 2);
+}
+
+}  // namespace fettle::ops
