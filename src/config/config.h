@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The effective configuration of a run: plain data, one struct a section. A function takes the section it needs
 /// (`const LoraConfig&`), never the whole. Names, defaults and meaning follow transformers' TrainingArguments, TRL's
-/// SFTConfig/ModelConfig and PEFT's LoraConfig; help texts, ranges and aliases are in the option table (option_table.cpp).
+/// SFTConfig/ModelConfig and PEFT's LoraConfig; help texts, ranges and aliases are in the option table
+/// (option_table.cpp).
 #pragma once
 
 #include <cstdint>
@@ -35,13 +36,13 @@ struct LoraConfig {
 
 /// What the records are and how they become tokens and targets.
 struct DataConfig {
-  std::string dataset_name;                   ///< folder with train.* and optionally validation.* or test.*
-  std::vector<std::string> train_file;        ///< json, jsonl, csv, txt or parquet
-  std::vector<std::string> validation_file;   ///< same; none: validation_split_percentage of the training records
-  std::string dataset_format = "auto";        ///< auto alpaca prompt_completion messages sharegpt text tokenized
-  std::string prompt_template = "auto";       ///< auto alpaca llama2 chat none, or a Jinja file
-  std::string prompt_with_input;              ///< system sentence of the alpaca template, record with input
-  std::string prompt_without_input;           ///< same, record without input
+  std::string dataset_name;                  ///< folder with train.* and optionally validation.* or test.*
+  std::vector<std::string> train_file;       ///< json, jsonl, csv, txt or parquet
+  std::vector<std::string> validation_file;  ///< same; none: validation_split_percentage of the training records
+  std::string dataset_format = "auto";       ///< auto alpaca prompt_completion messages sharegpt text tokenized
+  std::string prompt_template = "auto";      ///< auto alpaca llama2 chat none, or a Jinja file
+  std::string prompt_with_input;             ///< system sentence of the alpaca template, record with input
+  std::string prompt_without_input;          ///< same, record without input
   std::string instruction_column = "instruction";
   std::string input_column = "input";
   std::string output_column = "output";
@@ -50,33 +51,33 @@ struct DataConfig {
   std::string messages_column = "messages";
   std::string conversations_column = "conversations";
   std::string text_column = "text";
-  std::string sample_by = "line";             ///< a .txt file's record: line, paragraph or document
-  bool completion_only_loss = true;           ///< false: prompt tokens are targets too
-  bool mask_history = false;                  ///< true: only the last assistant turn of a chat is a target
-  int64_t max_seq_length = 1024;              ///< tokens a document and a packed row may have
+  std::string sample_by = "line";    ///< a .txt file's record: line, paragraph or document
+  bool completion_only_loss = true;  ///< false: prompt tokens are targets too
+  bool mask_history = false;         ///< true: only the last assistant turn of a chat is a target
+  int64_t max_seq_length = 1024;     ///< tokens a document and a packed row may have
   bool packing = true;
-  std::string packing_strategy = "bfd";       ///< bfd: a long document is cut off; bfd_split: it becomes several
+  std::string packing_strategy = "bfd";  ///< bfd: a long document is cut off; bfd_split: it becomes several
   bool shuffle = true;
-  std::string on_bad_record = "fail";         ///< fail or skip (counted)
-  int64_t max_train_samples = -1;             ///< -1: all
+  std::string on_bad_record = "fail";  ///< fail or skip (counted)
+  int64_t max_train_samples = -1;      ///< -1: all
   int64_t max_eval_samples = -1;
-  double validation_split_percentage = 0;     ///< >= 1: percent; < 1: fraction
-  int64_t dataset_seed = 42;                  ///< of the split
-  int64_t preprocessing_num_workers = 0;      ///< 0: all cores
-  std::string dataset_cache_directory;        ///< default: $XDG_CACHE_HOME/fettle or ~/.cache/fettle
+  double validation_split_percentage = 0;  ///< >= 1: percent; < 1: fraction
+  int64_t dataset_seed = 42;               ///< of the split
+  int64_t preprocessing_num_workers = 0;   ///< 0: all cores
+  std::string dataset_cache_directory;     ///< default: $XDG_CACHE_HOME/fettle or ~/.cache/fettle
   bool overwrite_cache = false;
 };
 
 /// The optimizer's and the loop's options: transformers' TrainingArguments.
 struct TrainingConfig {
   bool do_train = true;
-  bool do_eval = true;  ///< evaluate before and after training when there are evaluation records
+  bool do_eval = true;                      ///< evaluate before and after training when there are evaluation records
   int64_t per_device_train_batch_size = 8;  ///< rows of max_seq_length tokens when packing, else records
   int64_t per_device_eval_batch_size = 8;
   int64_t gradient_accumulation_steps = 1;
   std::optional<double> learning_rate;  ///< default 2e-4 with LoRA, 2e-5 for full fine-tuning
   std::string lr_scheduler_type = "cosine";
-  std::string lr_scheduler_kwargs;      ///< JSON object, e.g. {"num_cycles": 2}
+  std::string lr_scheduler_kwargs;  ///< JSON object, e.g. {"num_cycles": 2}
   double warmup_ratio = 0.03;
   double warmup_steps = 0;  ///< >= 1: steps (wins over warmup_ratio); < 1: a ratio, as in transformers 5
   double weight_decay = 0.0;
@@ -91,8 +92,8 @@ struct TrainingConfig {
   bool gradient_checkpointing = false;
   double logging_steps = 10;
   bool logging_first_step = true;
-  std::string eval_strategy = "no";  ///< no steps epoch
-  double eval_steps = 0;             ///< 0: logging_steps; < 1: a ratio of all steps
+  std::string eval_strategy = "no";     ///< no steps epoch
+  double eval_steps = 0;                ///< 0: logging_steps; < 1: a ratio of all steps
   std::string save_strategy = "steps";  ///< no steps epoch
   double save_steps = 500;
   int64_t save_total_limit = 2;  ///< 0: keep all
@@ -117,7 +118,7 @@ struct EvalConfig {
 
 /// `fettle generate`.
 struct GenerationConfig {
-  std::string prompt;       ///< the user's text; - reads standard input
+  std::string prompt;  ///< the user's text; - reads standard input
   std::string system_prompt;
   bool raw_prompt = false;  ///< the prompt's text is continued as it is, without a template
   int64_t max_new_tokens = 128;
@@ -130,8 +131,8 @@ struct GenerationConfig {
 
 /// `fettle preprocess`.
 struct PreprocessConfig {
-  std::string output;            ///< JSONL file with text, input_ids, labels
-  int64_t preview_samples = 3;   ///< records shown in colour on a terminal
+  std::string output;           ///< JSONL file with text, input_ids, labels
+  int64_t preview_samples = 3;  ///< records shown in colour on a terminal
 };
 
 /// The machine.

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "config/option_table.h"
+
+#include <unordered_map>
+
+namespace fettle::config {
+namespace {
+
+using namespace table;
+
+std::vector<Option> model_options() {
+  return {
+      {.name = "model_name_or_path",
+       .slot = slot<&ModelConfig::model_name_or_path>,
+       .help = "The model: a folder, a .gguf file, or a hub name that is in the local hub cache.",
+       .commands = kAll},
+      {.name = "model_revision",
+       .slot = slot<&ModelConfig::model_revision>,
+       .help = "Branch, tag or commit of a model in the hub cache.",
+       .commands = kAll},
+      {.name = "config_name",
+       .slot = slot<&ModelConfig::config_name>,
+       .help = "Folder whose config.json is used instead of the model's own.",
+       .commands = kAll},
+      {.name = "tokenizer_name",
+       .slot = slot<&ModelConfig::tokenizer_name>,
+       .help = "Folder or hub name of the tokenizer, if it is not the model's own.",
+       .commands = kAll},
+      {.name = "cache_dir",
+       .slot = slot<&ModelConfig::cache_dir>,
+       .help = "The hub cache; empty: $HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub.",
+       .commands = kAll},
+      {.name = "adapter_name_or_path",
+       .slot = slot<&ModelConfig::adapter_name_or_path>,
+       .help = "PEFT adapter to continue training, to evaluate or to generate with.",
+       .commands = kTrain | kEval | kGenerate},
+  };
+}
+
+std::vector<Option> lora_options() {
+  return {
+      {.name = "use_peft",
+       .slot = slot<&LoraConfig::use_peft>,
+       .help = "Train a LoRA adapter; false: full fine-tuning.",
+       .commands = kTrain},
+      {.name = "lora_r",
+       .slot = slot<&LoraConfig::lora_r>,
+       .help = "Rank of the adapter's matrices.",
+       .commands = kTrain,
+       .range = at_least(1)},
+      {.name = "lora_alpha",
+       .slot = slot<&LoraConfig::lora_alpha>,
+       .help = "The adapter's output is scaled by lora_alpha / lora_r.",
+       .commands = kTrain,
+       .range = above(0)},
+      {.name = "lora_dropout",
+       .slot = slot<&LoraConfig::lora_dropout>,
+       .help = "Dropout on the adapter's input while training.",
+       .commands = kTrain,
+       .range = from_to_below(0, 1)},
+      {.name = "lora_target_modules",
+       .slot = slot<&LoraConfig::lora_target_modules>,
+       .help = "Layers that get an adapter: names, one regular expression for the full name, or all-linear.",
+       .commands = kTrain,
+       .list_syntax = ListSyntax::kPatterns},
+      {.name = "lora_exclude_modules",
+       .slot = slot<&LoraConfig::lora_exclude_modules>,
+       .help = "Layers that get none although lora_target_modules matches them: names or one regular expression.",
+       .commands = kTrain,
+       .list_syntax = ListSyntax::kPatterns},
+      {.name = "lora_modules_to_save",
+       .slot = slot<&LoraConfig::lora_modules_to_save>,
+       .help = "Layers trained and saved whole beside the adapter, for instance lm_head.",
+       .commands = kTrain},
+      {.name = "use_rslora",
+       .slot = slot<&LoraConfig::use_rslora>,
+       .help = "Scale by lora_alpha / sqrt(lora_r) (rank-stabilised LoRA).",
+       .commands = kTrain},
+  };
+}
+
+std::vector<Option> output_options() {
+  return {
+      {.name = "output_dir",
+       .slot = slot<&OutputConfig::output_dir>,
+       .help = "Folder for the trained adapter or model, its checkpoints, metrics and configuration.",
+       .commands = kTrain},
+      {.name = "overwrite_output_dir",
+       .slot = slot<&OutputConfig::overwrite_output_dir>,
+       .help = "Start over in a folder that already holds a result.",
+       .commands = kTrain},
+      {.name = "resume_from_checkpoint",
+       .slot = slot<&OutputConfig::resume_from_checkpoint>,
+       .help = "auto: continue from the newest whole checkpoint in output_dir; none: start at step 0; or a checkpoint "
+               "folder.",
+       .commands = kTrain,
+       .choices = {"auto", "none"},
+       .value_aliases = {{"true", "auto"}, {"false", "none"}},
+       .choices_or_file = true},
+      {.name = "verify_saved_model",
+       .slot = slot<&OutputConfig::verify_saved_model>,
+       .help = "Read the saved result back and compare its loss before reporting success.",
+       .commands = kTrain},
+      {.name = "max_shard_size",
+       .slot = slot<&OutputConfig::max_shard_size>,
+       .help = "Largest safetensors file of a fully fine-tuned model.",
+       .commands = kTrain,
+       .text_format = TextFormat::kBytes},
+      {.name = "log_level",
+       .slot = slot<&OutputConfig::log_level>,
+       .help = "Least level of the log lines on standard error.",
+       .commands = kAll,
+       .choices = {"debug", "info", "warning", "error"},
+       .value_aliases = {{"passive", "info"}, {"critical", "error"}}},
+  };
+}
+
+std::vector<Option> eval_options() {
+  return {
+      {.name = "per_record",
+       .slot = slot<&EvalConfig::per_record>,
+       .help = "File for one JSON line a record with its loss.",
+       .commands = kEval},
+      {.name = "logits_file",
+       .slot = slot<&EvalConfig::logits_file>,
+       .help = "Safetensors file for the float32 logits, one tensor record.<i> [tokens, vocabulary] a record.",
+       .commands = kEval},
+  };
+}
+
+std::vector<Option> generation_options() {
+  return {
+      {.name = "prompt",
+       .slot = slot<&GenerationConfig::prompt>,
+       .help = "The user's text; - reads it from standard input.",
+       .commands = kGenerate},
+      {.name = "system_prompt",
+       .slot = slot<&GenerationConfig::system_prompt>,
+       .help = "The system message before the user's text.",
+       .commands = kGenerate},
+      {.name = "raw_prompt",
+       .slot = slot<&GenerationConfig::raw_prompt>,
+       .help = "Continue the prompt's text as it is, without a template.",
+       .commands = kGenerate},
+      {.name = "max_new_tokens",
+       .slot = slot<&GenerationConfig::max_new_tokens>,
+       .help = "Stop after this many generated tokens.",
+       .commands = kGenerate,
+       .range = at_least(1)},
+      {.name = "do_sample",
+       .slot = slot<&GenerationConfig::do_sample>,
+       .help = "Draw tokens at random; false: always the likeliest.",
+       .commands = kGenerate},
+      {.name = "temperature",
+       .slot = slot<&GenerationConfig::temperature>,
+       .help = "Divides the logits before sampling.",
+       .commands = kGenerate,
+       .range = above(0)},
+      {.name = "top_k",
+       .slot = slot<&GenerationConfig::top_k>,
+       .help = "Sample among this many likeliest tokens; 0: among all.",
+       .commands = kGenerate,
+       .range = at_least(0)},
+      {.name = "top_p",
+       .slot = slot<&GenerationConfig::top_p>,
+       .help = "Sample among the likeliest tokens that together have this probability.",
+       .commands = kGenerate,
+       .range = {.minimum = 0, .maximum = 1, .minimum_excluded = true}},
+      {.name = "repetition_penalty",
+       .slot = slot<&GenerationConfig::repetition_penalty>,
+       .help = "Above 1, tokens that already occurred become less likely.",
+       .commands = kGenerate,
+       .range = above(0)},
+  };
+}
+
+std::vector<Option> preprocess_options() {
+  return {
+      {.name = "output",
+       .slot = slot<&PreprocessConfig::output>,
+       .help = "File for one JSON line a document with text, input_ids and labels.",
+       .commands = kPreprocess},
+      {.name = "preview_samples",
+       .slot = slot<&PreprocessConfig::preview_samples>,
+       .help = "Documents shown on a terminal with their target text in colour.",
+       .commands = kPreprocess,
+       .range = at_least(0)},
+  };
+}
+
+std::vector<Option> device_options() {
+  return {
+      {.name = "device",
+       .slot = slot<&DeviceConfig::device>,
+       .help = "Where to compute; auto: the best device of the machine.",
+       .commands = kAll,
+       .choices = {"auto", "cpu"},
+       .unavailable = {"cuda", "gpu", "hpu"}},
+      {.name = "num_threads",
+       .slot = slot<&DeviceConfig::num_threads>,
+       .help = "Compute threads; 0: one a physical core that the process may use.",
+       .commands = kAll,
+       .range = at_least(0)},
+  };
+}
+
+}  // namespace
+
+const std::vector<Section>& sections() {
+  static const std::vector<Section> all = {
+      {"Model", model_options()},
+      {"LoRA", lora_options()},
+      {"Data", table::data_options()},
+      {"Training", table::training_options()},
+      {"Output", output_options()},
+      {"Evaluation (`fettle eval`)", eval_options()},
+      {"Generation (`fettle generate`)", generation_options()},
+      {"Preprocessing (`fettle preprocess`)", preprocess_options()},
+      {"Device", device_options()},
+  };
+  return all;
+}
+
+const Option* find_option(std::string_view name) {
+  static const auto index = [] {
+    std::unordered_map<std::string_view, const Option*> made;
+    for (const Section& section : sections()) {
+      for (const Option& option : section.options) made.emplace(option.name, &option);
+    }
+    return made;
+  }();
+  const auto found = index.find(name);
+  return found == index.end() ? nullptr : found->second;
+}
+
+std::string_view to_string(Command command) {
+  switch (command) {
+    case Command::kTrain:
+      return "train";
+    case Command::kEval:
+      return "eval";
+    case Command::kGenerate:
+      return "generate";
+    case Command::kPreprocess:
+      return "preprocess";
+  }
+  return "";
+}
+
+std::string_view type_name(const Option& option) {
+  struct Namer {
+    std::string_view operator()(bool*) const { return "boolean"; }
+    std::string_view operator()(int64_t*) const { return "integer"; }
+    std::string_view operator()(double*) const { return "number"; }
+    std::string_view operator()(std::optional<double>*) const { return "number"; }
+    std::string_view operator()(std::string*) const { return "string"; }
+    std::string_view operator()(std::vector<std::string>*) const { return "list of strings"; }
+  };
+  Config any;
+  return std::visit(Namer{}, option.slot(any));
+}
+
+}  // namespace fettle::config

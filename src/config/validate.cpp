@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "config/validate.h"
+
+#include <fmt/format.h>
+
+#include <initializer_list>
+#include <string>
+#include <string_view>
+
+#include "base/error.h"
+#include "config/parse.h"
+#include "config/value.h"
+
+namespace fettle::config {
+namespace {
+
+/// The rules' vocabulary over one Parsed and command.
+class Rules {
+ public:
+  Rules(Parsed& parsed, Command command) : parsed_(parsed), command_(command) {}
+
+  [[nodiscard]] bool given(std::string_view name) const {
+    return parsed_.given.contains(std::string(name)) && find_option(name)->used_by(command_);
+  }
+
+  [[nodiscard]] const std::string& where(std::string_view name) const { return parsed_.given.at(std::string(name)); }
+
+  void require(bool satisfied, std::string_view what, std::string_view hint) const {
+    if (!satisfied) {
+      throw Error(ExitCode::kUsage, fmt::format("fettle {} needs {}", to_string(command_), what), std::string(hint));
+    }
+  }
+
+  /// `first` and `second` say the same thing in two ways.
+  void exclusive(std::string_view first, std::string_view second) {
+    if (!given(first) || !given(second)) return;
+    const bool first_is_argument = where(first) == kCommandLine;
+    if (first_is_argument == (where(second) == kCommandLine)) {
+      throw Error(ExitCode::kConfig,
+                  fmt::format("{} ({}) and {} ({}) exclude each other", first, where(first), second, where(second)),
+                  "give one of them");
+    }
+    const std::string_view loser = first_is_argument ? second : first;
+    const std::string_view winner = first_is_argument ? first : second;
+    parsed_.notices.push_back(
+        fmt::format("{} ({}) is replaced by {} ({})", loser, where(loser), winner, where(winner)));
+    assign(*find_option(loser), Value{}, std::string(kCommandLine), parsed_.config);
+    parsed_.given.erase(std::string(loser));
+  }
+
+  /// `option` could have no effect because of `cause`, for instance "use_peft is false", set by option `culprit`.
+  void no_effect(std::string_view option, std::string_view cause, std::string_view culprit) {
+    if (!given(option)) return;
+    const bool culprit_is_argument = given(culprit) && where(culprit) == kCommandLine;
+    const std::string what = fmt::format("{} ({}) has no effect: {}", option, where(option), cause);
+    if (!culprit_is_argument || where(option) == kCommandLine) {
+      throw Error(ExitCode::kConfig, what, fmt::format("remove {} or change {}", option, culprit));
+    }
+    parsed_.notices.push_back(what);
+  }
+
+  void no_effect(std::initializer_list<std::string_view> options, std::string_view cause, std::string_view culprit) {
+    for (const std::string_view option : options) no_effect(option, cause, culprit);
+  }
+
+  void contradiction(bool found, const std::string& what, std::string_view hint) const {
+    if (found) throw Error(ExitCode::kConfig, what, std::string(hint));
+  }
+
+ private:
+  Parsed& parsed_;
+  Command command_;
+};
+
+bool has_training_records(const DataConfig& data) {
+  return !data.train_file.empty() || !data.dataset_name.empty();
+}
+
+/// A dataset folder may have a validation file of its own; only the data room can tell.
+bool may_have_evaluation_records(const DataConfig& data) {
+  return !data.validation_file.empty() || !data.dataset_name.empty() || data.validation_split_percentage > 0;
+}
+
+void check_data(Rules& rules, const DataConfig& data) {
+  rules.exclusive("train_file", "dataset_name");
+  rules.exclusive("validation_file", "validation_split_percentage");
+  if (!data.completion_only_loss)
+    rules.no_effect("mask_history", "completion_only_loss is false", "completion_only_loss");
+  if (data.prompt_template == "none") {
+    rules.no_effect({"prompt_with_input", "prompt_without_input"}, "prompt_template is none", "prompt_template");
+  }
+}
+
+void check_method(Rules& rules, const Config& config) {
+  if (config.lora.use_peft) {
+    rules.no_effect("max_shard_size", "an adapter is one file", "use_peft");
+    return;
+  }
+  rules.no_effect({"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_exclude_modules",
+                   "lora_modules_to_save", "use_rslora"},
+                  "use_peft is false", "use_peft");
+  rules.contradiction(!config.model.adapter_name_or_path.empty(),
+                      "adapter_name_or_path is given and use_peft is false: full fine-tuning trains no adapter",
+                      "merge the adapter into the model first, or set use_peft: true");
+}
+
+void check_schedule(Rules& rules, const TrainingConfig& training) {
+  rules.exclusive("max_steps", "num_train_epochs");
+  rules.exclusive("warmup_steps", "warmup_ratio");
+  const std::string& type = training.lr_scheduler_type;
+  const std::string cause = "lr_scheduler_type is " + type;
+  if (type == "constant" || type == "reduce_lr_on_plateau") {
+    rules.no_effect({"warmup_ratio", "warmup_steps"}, cause, "lr_scheduler_type");
+  }
+  if (type == "constant" || type == "constant_with_warmup" || type == "linear") {
+    rules.no_effect("lr_scheduler_kwargs", cause, "lr_scheduler_type");
+  }
+  rules.contradiction(type == "reduce_lr_on_plateau" && training.eval_strategy == "no",
+                      "lr_scheduler_type reduce_lr_on_plateau follows the evaluation loss, and eval_strategy is no",
+                      "set eval_strategy to steps or epoch");
+}
+
+void check_strategies(Rules& rules, const Config& config) {
+  const TrainingConfig& training = config.training;
+  if (training.eval_strategy != "steps") {
+    rules.no_effect("eval_steps", "eval_strategy is " + training.eval_strategy, "eval_strategy");
+  }
+  if (training.save_strategy != "steps") {
+    rules.no_effect("save_steps", "save_strategy is " + training.save_strategy, "save_strategy");
+  }
+  if (training.save_strategy == "no") rules.no_effect("save_total_limit", "save_strategy is no", "save_strategy");
+  const bool evaluates = training.eval_strategy != "no";
+  rules.contradiction(evaluates && !training.do_eval,
+                      fmt::format("eval_strategy is {} and do_eval is false", training.eval_strategy),
+                      "set do_eval: true or eval_strategy: no");
+  rules.contradiction(evaluates && !may_have_evaluation_records(config.data),
+                      fmt::format("eval_strategy is {} and there are no evaluation records", training.eval_strategy),
+                      "give validation_file or validation_split_percentage");
+}
+
+void check_train(Rules& rules, const Config& config) {
+  rules.require(has_training_records(config.data), "train_file or dataset_name", "say which records to train on");
+  rules.require(!config.output.output_dir.empty(), "output_dir", "say where the result goes");
+  rules.contradiction(!config.training.do_train && !config.training.do_eval, "do_train and do_eval are both false",
+                      "set one of them to true");
+  check_method(rules, config);
+  check_schedule(rules, config.training);
+  check_strategies(rules, config);
+}
+
+void check_eval(const Rules& rules, const DataConfig& data) {
+  const bool split = !data.train_file.empty() && data.validation_split_percentage > 0;
+  rules.require(!data.validation_file.empty() || !data.dataset_name.empty() || split,
+                "validation_file, dataset_name, or train_file with validation_split_percentage",
+                "say which records to evaluate");
+}
+
+void check_generate(Rules& rules, const GenerationConfig& generation) {
+  rules.require(!generation.prompt.empty(), "prompt", "give --prompt=\"…\", or --prompt=- for standard input");
+  if (!generation.do_sample) {
+    rules.no_effect({"temperature", "top_k", "top_p"}, "do_sample is false", "do_sample");
+  }
+  if (generation.raw_prompt) rules.no_effect("system_prompt", "raw_prompt is true", "raw_prompt");
+}
+
+}  // namespace
+
+void validate(Parsed& parsed, Command command) {
+  Rules rules(parsed, command);
+  const Config& config = parsed.config;
+  rules.require(!config.model.model_name_or_path.empty(), "model_name_or_path",
+                "give a model's folder, a .gguf file, or a name in the hub cache");
+  check_data(rules, config.data);
+  switch (command) {
+    case Command::kTrain:
+      return check_train(rules, config);
+    case Command::kEval:
+      return check_eval(rules, config.data);
+    case Command::kGenerate:
+      return check_generate(rules, config.generation);
+    case Command::kPreprocess:
+      return rules.require(has_training_records(config.data) || !config.data.validation_file.empty(),
+                           "train_file, validation_file or dataset_name", "say which records to prepare");
+  }
+}
+
+}  // namespace fettle::config
