@@ -50,9 +50,25 @@ std::string default_text(const Option& option) {
   return std::visit(ToText{}, option.slot(config));
 }
 
+/// A bound without ".0" where it is whole.
+Json bound(double value) {
+  const auto whole = static_cast<int64_t>(value);
+  return static_cast<double>(whole) == value ? Json(whole) : Json(value);
+}
+
 void add_range(const Range& range, Json& property) {
-  if (range.minimum) property[range.minimum_excluded ? "exclusiveMinimum" : "minimum"] = *range.minimum;
-  if (range.maximum) property[range.maximum_excluded ? "exclusiveMaximum" : "maximum"] = *range.maximum;
+  if (range.minimum) property[range.minimum_excluded ? "exclusiveMinimum" : "minimum"] = bound(*range.minimum);
+  if (range.maximum) property[range.maximum_excluded ? "exclusiveMaximum" : "maximum"] = bound(*range.maximum);
+}
+
+/// The aliases' spellings; true and false also as booleans, since YAML 1.1 readers, Helm among them, make booleans of
+/// the words no, false and true.
+void add_spellings(const std::vector<ValueAlias>& aliases, Json& choices) {
+  for (const ValueAlias& alias : aliases) {
+    choices.push_back(alias.spelling);
+    if (alias.spelling == "true" || alias.spelling == "false") choices.push_back(alias.spelling == "true");
+  }
+  choices.push_back(nullptr);
 }
 
 /// Type and constraints of an option's value, without description and default.
@@ -67,12 +83,7 @@ Json value_schema(const Option& option) {
     property["additionalProperties"] = {{"type", {"string", "number", "boolean"}}};
   } else if (!option.choices.empty() && !option.choices_or_file) {
     property["enum"] = option.choices;
-    for (const ValueAlias& alias : option.value_aliases) property["enum"].push_back(alias.spelling);
-    // YAML 1.1 readers, Helm among them, turn the words no and true into booleans.
-    for (const ValueAlias& alias : option.value_aliases) {
-      if (alias.spelling == "true" || alias.spelling == "false") property["enum"].push_back(alias.spelling == "true");
-    }
-    property["enum"].push_back(nullptr);
+    add_spellings(option.value_aliases, property["enum"]);
   } else {
     property["type"] = {type, "null"};
     if (option.choices_or_file && !option.value_aliases.empty()) property["type"] = {type, "boolean", "null"};
@@ -83,7 +94,12 @@ Json value_schema(const Option& option) {
 }
 
 Json alias_schema(const NameAlias& alias) {
-  Json property = alias.values.empty() ? value_schema(*find_option(alias.option)) : Json::object();
+  Json property = Json::object();
+  if (alias.values.empty()) {
+    property = value_schema(*find_option(alias.option));
+  } else {
+    add_spellings(alias.values, property["enum"] = Json::array());
+  }
   property["description"] = fmt::format("Another name of {}.", alias.option);
   property["deprecated"] = true;
   return property;
@@ -137,6 +153,11 @@ Json schema() {
   for (const NameAlias& alias : name_aliases()) properties[std::string(alias.name)] = alias_schema(alias);
   for (const IgnoredOption& option : ignored_options()) {
     properties[std::string(option.name)] = {{"description", fmt::format("Has no effect: {}.", option.reason)},
+                                            {"deprecated", true}};
+  }
+  for (const UnavailableOption& option : unavailable_options()) {
+    properties[std::string(option.name)] = {{"description", "Not available in this version: may only be switched off."},
+                                            {"enum", {false, nullptr, "none", "", 0, -1, Json::array()}},
                                             {"deprecated", true}};
   }
   return {{"$schema", "https://json-schema.org/draft/2020-12/schema"},

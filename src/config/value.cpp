@@ -247,6 +247,7 @@ class Assignment {
   [[nodiscard]] std::string give_allowed() const { return "give " + allowed(option_); }
 
   [[noreturn]] void refuse(std::string_view problem, const std::string& hint) const {
+    if (value_.kind != Value::Kind::kScalar) refuse_shape(problem, hint);
     throw Error(ExitCode::kUsage, fmt::format("{} = {} ({}) {}", option_.name, quote(text()), where_, problem), hint);
   }
 

@@ -42,6 +42,8 @@ struct TextCase {
   std::string text;
   ExitCode code;
   std::vector<std::string> parts;
+
+  friend void PrintTo(const TextCase& bad, std::ostream* out) { *out << quote(bad.text); }
 };
 
 constexpr ExitCode kUsage = ExitCode::kUsage;

@@ -93,6 +93,7 @@ TEST(Schema, HasEveryKnownNameExactlyOnce) {
   for (const std::string& name : option_names()) expected.insert(name);
   for (const NameAlias& alias : name_aliases()) expected.emplace(alias.name);
   for (const IgnoredOption& option : ignored_options()) expected.emplace(option.name);
+  for (const UnavailableOption& option : unavailable_options()) expected.emplace(option.name);
   std::set<std::string> found;
   for (const auto& [name, property] : parsed["properties"].items()) {
     EXPECT_TRUE(found.insert(name).second) << name;
@@ -114,6 +115,8 @@ TEST(Schema, StatesTypesRangesAndChoices) {
   EXPECT_EQ(properties["packing"]["type"], Json({"boolean", "null"}));
   EXPECT_EQ(properties["train_file"]["type"], Json({"array", "string", "null"}));
   EXPECT_EQ(properties["save_strategy"]["enum"], Json({"no", "steps", "epoch", "false", false, nullptr}));
+  EXPECT_EQ(properties["use_cpu"]["enum"], Json({"true", true, "false", false, nullptr}));
+  EXPECT_EQ(properties["max_length"]["maximum"], properties["max_seq_length"]["maximum"]);
   EXPECT_FALSE(properties["prompt_template"].contains("enum"));
   EXPECT_EQ(properties["learning_rate"]["default"], nullptr);
 }
