@@ -43,6 +43,7 @@ struct TokenizerFiles {
   std::string sentencepiece_model;  ///< tokenizer.model, a ModelProto of sentencepiece (BPE or Unigram)
   std::string tokenizer_config;     ///< tokenizer_config.json
   std::string special_tokens_map;   ///< special_tokens_map.json
+  std::string added_tokens;         ///< added_tokens.json
   std::string chat_template;        ///< chat_template.jinja; wins over the template in tokenizer_config
   std::string model_type;  ///< config.json's model_type; with tokenizer_class it decides what transformers rebuilds
 };

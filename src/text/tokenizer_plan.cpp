@@ -1,0 +1,477 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "text/tokenizer_plan.h"
+
+#include <fmt/core.h>
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <map>
+#include <set>
+#include <string_view>
+
+#include "base/error.h"
+#include "text/sentencepiece.h"
+
+namespace fettle::text {
+namespace {
+
+using nlohmann::json;
+
+/// What becomes of tokenizer.json: loaded as it is, or rebuilt by one of transformers' classes.
+enum class Rebuild { kNone, kLlama, kGpt2, kQwen2 };
+
+constexpr std::array kNamedTokens = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                     "pad_token", "cls_token", "mask_token"};
+
+json parse(const std::string& text, const std::string& name, std::string_view file) {
+  if (text.empty()) {
+    return json::object();
+  }
+  json parsed = json::parse(text, nullptr, false);
+  if (!parsed.is_object()) {
+    throw Error(ExitCode::kData, fmt::format("{}: {} is not a JSON object", name, file),
+                "check that the file was copied completely");
+  }
+  return parsed;
+}
+
+/// tokenizer.json without its vocabulary and merges, which are 99 % of it and not looked at here.
+json parse_outline(const TokenizerFiles& files) {
+  const auto skip_large = [](int depth, json::parse_event_t event, json& value) {
+    return !(depth == 2 && event == json::parse_event_t::key && (value == "vocab" || value == "merges"));
+  };
+  json outline = json::parse(files.tokenizer_json, skip_large, false);
+  if (!outline.is_object() || !outline.contains("model") || !outline["model"].is_object()) {
+    throw Error(ExitCode::kData, files.name + ": tokenizer.json is not a tokenizer",
+                "check that the file was copied completely");
+  }
+  return outline;
+}
+
+std::string text_at(const json& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
+}
+
+bool flag_at(const json& object, const char* key, bool otherwise) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_boolean() ? found->get<bool>() : otherwise;
+}
+
+std::string without_fast(std::string name) {
+  if (name.ends_with("Fast") && name != "PreTrainedTokenizerFast") {
+    name.resize(name.size() - 4);
+  }
+  return name;
+}
+
+/// transformers' tokenizer class for a model type, for the families of this program; empty: not in its table.
+std::string registered_class(const std::string& model_type) {
+  static const std::map<std::string, std::string> table = {
+      {"gpt2", "GPT2Tokenizer"},         {"qwen2", "Qwen2Tokenizer"},       {"qwen2_moe", "Qwen2Tokenizer"},
+      {"qwen3", "Qwen2Tokenizer"},       {"qwen3_moe", "Qwen2Tokenizer"},   {"mistral", "TokenizersBackend"},
+      {"mistral3", "TokenizersBackend"}, {"mixtral", "TokenizersBackend"},  {"ministral", "TokenizersBackend"},
+      {"phi3", "TokenizersBackend"},     {"nemotron", "TokenizersBackend"},
+  };
+  const auto found = table.find(model_type);
+  return found == table.end() ? std::string() : found->second;
+}
+
+Rebuild rebuild_of_class(const std::string& name) {
+  return name == "LlamaTokenizer"   ? Rebuild::kLlama
+         : name == "GPT2Tokenizer"  ? Rebuild::kGpt2
+         : name == "Qwen2Tokenizer" ? Rebuild::kQwen2
+                                    : Rebuild::kNone;
+}
+
+Rebuild choose_rebuild(const TokenizerFiles& files, const json& config) {
+  const std::string declared = without_fast(text_at(config, "tokenizer_class"));
+  const std::string registered = registered_class(files.model_type);
+  // transformers trusts the model type, not the file, where it knows many files of a family to be wrong.
+  const bool distrusted = files.model_type == "qwen2" || files.model_type == "phi3" || files.model_type == "nemotron";
+  if (declared.empty()) {
+    return rebuild_of_class(registered);
+  }
+  if (declared == "LlamaTokenizer" && !distrusted && files.tokenizer_json.find("\"ByteLevel\"") != std::string::npos) {
+    return Rebuild::kNone;
+  }
+  if (registered.empty() || registered == declared) {
+    return rebuild_of_class(declared);
+  }
+  if (registered == "TokenizersBackend") {
+    return Rebuild::kNone;
+  }
+  return rebuild_of_class(distrusted ? registered : declared);
+}
+
+json byte_level(bool add_prefix_space, bool use_regex) {
+  return {
+      {"type", "ByteLevel"}, {"add_prefix_space", add_prefix_space}, {"trim_offsets", true}, {"use_regex", use_regex}};
+}
+
+json llama_parts(const json& config) {
+  const bool prefix = flag_at(config, "add_prefix_space", true);
+  const bool legacy = flag_at(config, "legacy", false);
+  json decoders = {{{"type", "Replace"}, {"pattern", {{"String", "▁"}}}, {"content", " "}},
+                   {{"type", "ByteFallback"}},
+                   {{"type", "Fuse"}}};
+  if (prefix) {
+    decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+  }
+  return {{"normalizer", nullptr},
+          {"pre_tokenizer",
+           {{"type", "Metaspace"},
+            {"replacement", "▁"},
+            {"prepend_scheme", !prefix  ? "never"
+                               : legacy ? "always"
+                                        : "first"},
+            {"split", false}}},
+          {"decoder", {{"type", "Sequence"}, {"decoders", std::move(decoders)}}},
+          {"model",
+           {{"unk_token", nullptr},
+            {"continuing_subword_prefix", nullptr},
+            {"end_of_word_suffix", nullptr},
+            {"fuse_unk", true},
+            {"byte_fallback", true},
+            {"dropout", nullptr},
+            {"ignore_merges", false}}}};
+}
+
+json byte_level_model() {
+  return {{"unk_token", nullptr},  {"continuing_subword_prefix", ""}, {"end_of_word_suffix", ""},
+          {"fuse_unk", false},     {"byte_fallback", false},          {"dropout", nullptr},
+          {"ignore_merges", false}};
+}
+
+json gpt2_parts(const json& config) {
+  return {{"normalizer", nullptr},
+          {"pre_tokenizer", byte_level(flag_at(config, "add_prefix_space", false), true)},
+          {"decoder", byte_level(true, true)},
+          {"model", byte_level_model()}};
+}
+
+json qwen2_parts(const json& config) {
+  constexpr const char* kPattern =
+      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  const json split = {
+      {"type", "Split"}, {"pattern", {{"Regex", kPattern}}}, {"behavior", "Isolated"}, {"invert", false}};
+  return {{"normalizer", {{"type", "NFC"}}},
+          {"pre_tokenizer",
+           {{"type", "Sequence"},
+            {"pretokenizers", json::array({split, byte_level(flag_at(config, "add_prefix_space", false), false)})}}},
+          {"decoder", byte_level(true, true)},
+          {"model", byte_level_model()}};
+}
+
+json rebuilt_parts(Rebuild rebuild, const json& config) {
+  switch (rebuild) {
+    case Rebuild::kLlama:
+      return llama_parts(config);
+    case Rebuild::kGpt2:
+      return gpt2_parts(config);
+    case Rebuild::kQwen2:
+      return qwen2_parts(config);
+    case Rebuild::kNone:
+      break;
+  }
+  return json::object();
+}
+
+/// An added token from a string or from {"content", flags…}; null for anything else.
+json added_token(const json& value, bool special) {
+  const std::string content = value.is_string()   ? value.get<std::string>()
+                              : value.is_object() ? text_at(value, "content")
+                                                  : "";
+  if (content.empty()) {
+    return nullptr;
+  }
+  const json flags = value.is_object() ? value : json::object();
+  const bool is_special = flag_at(flags, "special", special);
+  return {{"content", content},
+          {"single_word", flag_at(flags, "single_word", false)},
+          {"lstrip", flag_at(flags, "lstrip", false)},
+          {"rstrip", flag_at(flags, "rstrip", false)},
+          {"normalized", flag_at(flags, "normalized", !is_special)},
+          {"special", is_special}};
+}
+
+/// The values that name the special tokens, from all files and in transformers' order of precedence.
+json named_values(const TokenizerFiles& files, const json& config, Rebuild rebuild) {
+  json values = json::object();
+  if (rebuild == Rebuild::kLlama) {
+    values = {{"unk_token", "<unk>"}, {"bos_token", "<s>"}, {"eos_token", "</s>"}};
+  } else if (rebuild == Rebuild::kGpt2) {
+    values = {{"unk_token", "<|endoftext|>"}, {"bos_token", "<|endoftext|>"}, {"eos_token", "<|endoftext|>"}};
+  } else if (rebuild == Rebuild::kQwen2) {
+    values = {{"unk_token", "<|endoftext|>"}, {"eos_token", "<|endoftext|>"}, {"pad_token", "<|endoftext|>"}};
+  }
+  values.update(config);
+  if (!config.contains("added_tokens_decoder")) {
+    values.update(parse(files.special_tokens_map, files.name, "special_tokens_map.json"));
+  }
+  return values;
+}
+
+/// {"bos_token": "<s>", …}: the seven names of transformers, and any other "…_token" of the model.
+json special_tokens(const json& values) {
+  json named = json::object();
+  for (const auto& [key, value] : values.items()) {
+    const bool known = std::find(kNamedTokens.begin(), kNamedTokens.end(), key) != kNamedTokens.end();
+    if (known || (key.ends_with("_token") && value.is_string())) {
+      const json token = added_token(value, true);
+      if (!token.is_null()) {
+        named[key] = token["content"];
+      }
+    }
+  }
+  return named;
+}
+
+/// Collects added tokens, the first of a content wins.
+class TokenList {
+ public:
+  explicit TokenList(const json& present) {
+    for (const auto& token : present) {
+      seen_.insert(text_at(token, "content"));
+    }
+  }
+  void add(const json& token) {
+    if (!token.is_null() && seen_.insert(token["content"].get<std::string>()).second) {
+      list_.push_back(token);
+    }
+  }
+  [[nodiscard]] const json& list() const { return list_; }
+
+ private:
+  std::set<std::string> seen_;
+  json list_ = json::array();
+};
+
+int64_t parse_id(const std::string& text, const std::string& name) {
+  int64_t id = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id);
+  if (error != std::errc() || end != text.data() + text.size() || id < 0) {
+    throw Error(ExitCode::kData,
+                fmt::format("{}: tokenizer_config.json: added_tokens_decoder: bad id '{}'", name, text));
+  }
+  return id;
+}
+
+/// The added tokens that the files list, by id: tokenizer_config's, else added_tokens.json's and tokenizer.json's own.
+std::map<int64_t, json> listed_tokens(const TokenizerFiles& files, const json& config, const json& outline,
+                                      const json& named) {
+  std::map<int64_t, json> tokens;
+  if (const auto decoder = config.find("added_tokens_decoder"); decoder != config.end() && decoder->is_object()) {
+    for (const auto& [id, token] : decoder->items()) {
+      tokens[parse_id(id, files.name)] = added_token(token, false);
+    }
+    return tokens;
+  }
+  for (const auto& [content, id] : parse(files.added_tokens, files.name, "added_tokens.json").items()) {
+    const bool special = std::any_of(named.begin(), named.end(), [&](const json& token) { return token == content; });
+    if (id.is_number_integer()) {
+      tokens[id.get<int64_t>()] = added_token(content, special);
+    }
+  }
+  for (const auto& token : outline.value("added_tokens", json::array())) {
+    if (token.is_object() && token.contains("id") && token["id"].is_number_integer()) {
+      tokens[token["id"].get<int64_t>()] = added_token(token, false);
+    }
+  }
+  return tokens;
+}
+
+void add_extra_tokens(const json& values, TokenList& tokens) {
+  for (const char* key : {"extra_special_tokens", "additional_special_tokens"}) {
+    const auto extra = values.find(key);
+    if (extra == values.end() || extra->empty() || !extra->is_structured()) {
+      continue;
+    }
+    for (const auto& token : *extra) {
+      tokens.add(added_token(token, true));
+    }
+    return;
+  }
+}
+
+/// BOS and EOS around a text, for a tokenizer that has no post-processor of its own.
+json template_processing(const json& named, const json& config, const SentencePieceModel& model,
+                         const std::string& name) {
+  const auto ids = model.vocabulary();
+  json before = json::array();
+  json after = json::array();
+  json specials = json::object();
+  const auto special = [&](const char* key, json& side) {
+    const std::string flag = std::string("add_") + key;
+    const std::string token = text_at(named, key);
+    if (!flag_at(config, flag.c_str(), false) || token.empty()) {
+      return;
+    }
+    const auto id = ids.find(token);
+    if (id == ids.end()) {
+      throw Error(ExitCode::kData, fmt::format("{}: {} '{}' is not in tokenizer.model", name, key, token),
+                  "add a tokenizer.json");
+    }
+    specials[token] = {{"id", token}, {"ids", {id->second}}, {"tokens", {token}}};
+    side.push_back({{"SpecialToken", {{"id", token}, {"type_id", 0}}}});
+  };
+  special("bos_token", before);
+  special("eos_token", after);
+  json single = before;
+  single.push_back({{"Sequence", {{"id", "A"}, {"type_id", 0}}}});
+  single.insert(single.end(), after.begin(), after.end());
+  json pair = single;
+  pair.push_back({{"Sequence", {{"id", "B"}, {"type_id", 1}}}});
+  return {{"type", "TemplateProcessing"},
+          {"single", std::move(single)},
+          {"pair", std::move(pair)},
+          {"special_tokens", std::move(specials)}};
+}
+
+std::string base64(std::string_view bytes) {
+  std::string encoded((bytes.size() + 2) / 3 * 4 + 1, '\0');
+  const int size =
+      EVP_EncodeBlock(reinterpret_cast<unsigned char*>(encoded.data()),
+                      reinterpret_cast<const unsigned char*>(bytes.data()), static_cast<int>(bytes.size()));
+  encoded.resize(static_cast<size_t>(size));
+  return encoded;
+}
+
+/// The parts that transformers gives a sentencepiece model for which it has no class.
+json generic_sentencepiece_parts(const SentencePieceModel& model) {
+  json normalizers = json::array();
+  if (!model.precompiled_charsmap.empty()) {
+    normalizers.push_back({{"type", "Precompiled"}, {"precompiled_charsmap", base64(model.precompiled_charsmap)}});
+  }
+  normalizers.push_back({{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "▁"}});
+  json decoders = json::array({{{"type", "Replace"}, {"pattern", {{"String", "▁"}}}, {"content", " "}}});
+  if (model.byte_fallback) {
+    decoders.push_back({{"type", "ByteFallback"}});
+    decoders.push_back({{"type", "Fuse"}});
+  }
+  return {{"normalizer", {{"type", "Sequence"}, {"normalizers", std::move(normalizers)}}},
+          {"pre_tokenizer", nullptr},
+          {"decoder", {{"type", "Sequence"}, {"decoders", std::move(decoders)}}}};
+}
+
+std::string chat_template(const TokenizerFiles& files, const json& config) {
+  if (!files.chat_template.empty()) {
+    return files.chat_template;
+  }
+  const auto found = config.find("chat_template");
+  if (found == config.end()) {
+    return {};
+  }
+  if (found->is_array()) {
+    for (const auto& entry : *found) {
+      if (entry.is_object() && text_at(entry, "name") == "default") {
+        return text_at(entry, "template");
+      }
+    }
+  }
+  return found->is_string() ? found->get<std::string>() : std::string();
+}
+
+/// Defaults that come from the sentencepiece model itself, where no class of transformers sets its own.
+void name_from_model(const SentencePieceModel& model, json& values) {
+  const auto set = [&](const char* key, int64_t id, const std::string& piece) {
+    if (id >= 0 && !values.contains(key)) {
+      values[key] = piece;
+    }
+  };
+  set("bos_token", model.bos_id, model.bos_piece);
+  set("eos_token", model.eos_id, model.eos_piece);
+  set("unk_token", model.unk_id, model.unk_piece);
+}
+
+void plan_sentencepiece(const TokenizerFiles& files, const json& config, Rebuild rebuild, TokenizerPlan& plan) {
+  const SentencePieceModel model = parse_sentencepiece(files.sentencepiece_model, files.name + ": tokenizer.model");
+  json values = named_values(files, config, rebuild);
+  json parts = rebuilt_parts(rebuild, config);
+  json body;
+  if (rebuild == Rebuild::kLlama) {
+    body = sentencepiece_bpe(model);
+    body.update(parts["model"]);
+  } else {
+    name_from_model(model, values);
+    parts = generic_sentencepiece_parts(model);
+    body = model.kind == SentencePieceModel::Kind::kBpe ? sentencepiece_bpe(model) : sentencepiece_unigram(model);
+    if (model.kind == SentencePieceModel::Kind::kBpe) {
+      body["unk_token"] = model.unk_piece;
+    }
+  }
+  parts["model"] = std::move(body);
+  plan.special_tokens = special_tokens(values);
+  TokenList tokens(json::array());
+  for (const auto& [id, token] : listed_tokens(files, config, json::object(), plan.special_tokens)) {
+    tokens.add(token);
+  }
+  for (const auto& content : plan.special_tokens) {
+    tokens.add(added_token(content, true));
+  }
+  using Type = SentencePieceModel::PieceType;
+  for (const auto& piece : model.pieces) {
+    if (piece.type == Type::kControl || piece.type == Type::kUserDefined) {
+      tokens.add({{"content", piece.text},
+                  {"single_word", false},
+                  {"lstrip", false},
+                  {"rstrip", false},
+                  {"normalized", false},
+                  {"special", piece.type == Type::kControl}});
+    }
+  }
+  plan.tokens_to_add = tokens.list();
+  parts["version"] = "1.0";
+  parts["added_tokens"] = json::array();
+  parts["post_processor"] = template_processing(plan.special_tokens, config, model, files.name);
+  plan.built_json = parts.dump();
+}
+
+void plan_tokenizer_json(const TokenizerFiles& files, const json& config, Rebuild rebuild, TokenizerPlan& plan) {
+  const json outline = parse_outline(files);
+  if (text_at(outline["model"], "type") != "BPE") {
+    rebuild = Rebuild::kNone;  // the classes with a constructor of their own are all BPE
+  }
+  json values = named_values(files, config, rebuild);
+  if (const auto padding = outline.find("padding"); padding != outline.end() && padding->is_object()) {
+    if (!values.contains("pad_token")) {
+      values["pad_token"] = text_at(*padding, "pad_token");
+    }
+  }
+  plan.special_tokens = special_tokens(values);
+  plan.patch = rebuilt_parts(rebuild, config);
+  json present = outline.value("added_tokens", json::array());
+  if (rebuild != Rebuild::kNone) {
+    plan.patch["added_tokens"] = json::array();
+    present = json::array();
+  }
+  TokenList tokens(present);
+  for (const auto& [id, token] : listed_tokens(files, config, outline, plan.special_tokens)) {
+    tokens.add(token);
+  }
+  for (const auto& content : plan.special_tokens) {
+    tokens.add(added_token(content, true));
+  }
+  add_extra_tokens(values, tokens);
+  plan.tokens_to_add = tokens.list();
+}
+
+}  // namespace
+
+TokenizerPlan plan_tokenizer(const TokenizerFiles& files) {
+  TokenizerPlan plan;
+  const json config = parse(files.tokenizer_config, files.name, "tokenizer_config.json");
+  const Rebuild rebuild = choose_rebuild(files, config);
+  plan.patch = json::object();
+  if (!files.tokenizer_json.empty()) {
+    plan_tokenizer_json(files, config, rebuild, plan);
+  } else {
+    plan_sentencepiece(files, config, rebuild, plan);
+  }
+  plan.chat_template = chat_template(files, config);
+  return plan;
+}
+
+}  // namespace fettle::text
