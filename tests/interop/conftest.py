@@ -48,7 +48,7 @@ def option(key, value):
 
 
 class Program:
-    """One of our programs. Calling it runs it and returns the CompletedProcess, with stdout and stderr as text."""
+    """One of our programs. Calling it runs it and returns the CompletedProcess; stdout and stderr are text, line ends kept."""
 
     def __init__(self, path, cache):
         self.path = path
@@ -57,7 +57,8 @@ class Program:
     def __call__(self, *arguments, timeout=300, expect=0, **options):
         """Positional arguments go as they are, keywords as options. expect: the exit code asserted; None: any."""
         command = [str(self.path), *map(str, arguments), *(option(k, v) for k, v in options.items())]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=self.environment)
+        done = subprocess.run(command, capture_output=True, timeout=timeout, env=self.environment, check=False)
+        done.stdout, done.stderr = (stream.decode("utf-8", "backslashreplace") for stream in (done.stdout, done.stderr))
         if expect is not None and done.returncode != expect:
             pytest.fail(
                 f"exit code {done.returncode}, not {expect}: {' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
