@@ -80,7 +80,7 @@ Json value_schema(const Option& option) {
     property["items"] = {{"type", "string"}, {"minLength", 1}};
   } else if (option.text_format == TextFormat::kJsonObject) {
     property["type"] = {"object", "string", "null"};
-    property["additionalProperties"] = {{"type", {"string", "number", "boolean"}}};
+    property["additionalProperties"] = {{"type", {"string", "number", "boolean", "null"}}};
   } else if (!option.choices.empty() && !option.choices_or_file) {
     property["enum"] = option.choices;
     add_spellings(option.value_aliases, property["enum"]);
@@ -124,13 +124,12 @@ Json to_json(const Config& config) {
 
 std::vector<std::string> log_lines(const Config& config, Command command) {
   const Json values = to_json(config);
-  const Json default_values = to_json(Config{});
   std::vector<std::string> lines;
   for (const Section& section : sections()) {
     std::string line;
     for (const Option& option : section.options) {
       const std::string name(option.name);
-      if (!option.used_by(command) || values[name] == default_values[name]) continue;
+      if (!option.used_by(command) || is_default(option, config)) continue;
       line += fmt::format(" {}={}", name, values[name].dump(-1, ' ', false, Json::error_handler_t::replace));
     }
     if (!line.empty()) lines.push_back(section_word(section.title) + ":" + line);

@@ -193,13 +193,13 @@ std::vector<Option> device_options() {
       {.name = "device",
        .slot = slot<&DeviceConfig::device>,
        .help = "Where to compute; auto: the best device of the machine.",
-       .commands = kAll,
+       .commands = kTrain | kEval | kGenerate,
        .choices = {"auto", "cpu"},
        .unavailable = {"cuda", "gpu", "hpu"}},
       {.name = "num_threads",
        .slot = slot<&DeviceConfig::num_threads>,
        .help = "Compute threads; 0: one a physical core that the process may use.",
-       .commands = kAll,
+       .commands = kTrain | kEval | kGenerate,
        .range = at_least(0)},
   };
 }

@@ -42,8 +42,7 @@ std::vector<Option> optimizer_options() {
        .commands = kTrain,
        .choices = {"linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
                    "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
-                   "warmup_stable_decay"},
-       .unavailable = {"greedy"}},
+                   "warmup_stable_decay", "greedy"}},
       {.name = "lr_scheduler_kwargs",
        .slot = slot<&TrainingConfig::lr_scheduler_kwargs>,
        .help = "The scheduler's own parameters, for instance {\"num_cycles\": 2}.",
@@ -155,7 +154,7 @@ std::vector<Option> loop_options() {
       {.name = "seed",
        .slot = slot<&TrainingConfig::seed>,
        .help = "Decides the adapter's first weights, dropout, the order of training records and sampled tokens.",
-       .commands = kAll,
+       .commands = kTrain | kGenerate,
        .range = at_least(0)},
   };
 }

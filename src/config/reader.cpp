@@ -76,8 +76,12 @@ class EntryBuilder {
   }
 
   void null(int line) {
-    if (depth_ == 2) fail(line, fmt::format("{} has an empty item", entries_.back().key), "give it a value");
-    in_value_ = false;
+    if (depth_ == 2 && value().kind == Value::Kind::kMap) {
+      scalar({"null", false}, line);
+    } else if (depth_ == 2) {
+      fail(line, fmt::format("{} has an empty item", entries_.back().key), "give it a value");
+    }
+    if (depth_ == 1) in_value_ = false;
   }
 
   [[noreturn]] void fail(int line, const std::string& what, const std::string& hint) const {

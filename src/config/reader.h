@@ -26,7 +26,7 @@ struct Value {
     kMap,
   };
   Kind kind = Kind::kNull;
-  std::vector<Scalar> scalars = {};    ///< kScalar: one; kList: the items; kMap: the values
+  std::vector<Scalar> scalars = {};    ///< kScalar: one; kList: the items; kMap: the values, null as the word
   std::vector<std::string> keys = {};  ///< kMap: one a value
 
   bool operator==(const Value&) const = default;

@@ -31,26 +31,25 @@ class Rules {
     }
   }
 
-  /// `first` and `second` say the same thing in two ways.
+  /// Given, and to something else than the default.
+  [[nodiscard]] bool changed(std::string_view name) const {
+    return given(name) && !is_default(*find_option(name), parsed_.config);
+  }
+
+  /// `first` and `second` say the same thing in two ways, and both say nothing by default.
   void exclusive(std::string_view first, std::string_view second) {
-    if (!given(first) || !given(second)) return;
-    const bool first_is_argument = where(first) == kCommandLine;
-    if (first_is_argument == (where(second) == kCommandLine)) {
-      throw Error(ExitCode::kConfig,
-                  fmt::format("{} ({}) and {} ({}) exclude each other", first, where(first), second, where(second)),
-                  "give one of them");
-    }
-    const std::string_view loser = first_is_argument ? second : first;
-    const std::string_view winner = first_is_argument ? first : second;
-    parsed_.notices.push_back(
-        fmt::format("{} ({}) is replaced by {} ({})", loser, where(loser), winner, where(winner)));
-    assign(*find_option(loser), Value{}, std::string(kCommandLine), parsed_.config);
-    parsed_.given.erase(std::string(loser));
+    if (changed(first) && changed(second)) choose(first, second);
+  }
+
+  /// `first` replaces `second`, which has an effect even by default: an argument with that default counts too.
+  void replaces(std::string_view first, std::string_view second) {
+    const bool is_argument = given(second) && where(second) == kCommandLine;
+    if (changed(first) && (changed(second) || is_argument)) choose(first, second);
   }
 
   /// `option` could have no effect because of `cause`, for instance "use_peft is false", set by option `culprit`.
   void no_effect(std::string_view option, std::string_view cause, std::string_view culprit) {
-    if (!given(option)) return;
+    if (!changed(option)) return;
     const bool culprit_is_argument = given(culprit) && where(culprit) == kCommandLine;
     const std::string what = fmt::format("{} ({}) has no effect: {}", option, where(option), cause);
     if (!culprit_is_argument || where(option) == kCommandLine) {
@@ -68,6 +67,22 @@ class Rules {
   }
 
  private:
+  /// Of two alternatives the argument wins over the file's; two of the same source are an error.
+  void choose(std::string_view first, std::string_view second) {
+    const bool first_is_argument = where(first) == kCommandLine;
+    if (first_is_argument == (where(second) == kCommandLine)) {
+      throw Error(ExitCode::kConfig,
+                  fmt::format("{} ({}) and {} ({}) exclude each other", first, where(first), second, where(second)),
+                  "give one of them");
+    }
+    const std::string_view loser = first_is_argument ? second : first;
+    const std::string_view winner = first_is_argument ? first : second;
+    parsed_.notices.push_back(
+        fmt::format("{} ({}) is replaced by {} ({})", loser, where(loser), winner, where(winner)));
+    set_default(*find_option(loser), parsed_.config);
+    parsed_.given.erase(std::string(loser));
+  }
+
   Parsed& parsed_;
   Command command_;
 };
@@ -86,6 +101,7 @@ void check_data(Rules& rules, const DataConfig& data) {
   rules.exclusive("validation_file", "validation_split_percentage");
   if (!data.completion_only_loss)
     rules.no_effect("mask_history", "completion_only_loss is false", "completion_only_loss");
+  if (!data.packing) rules.no_effect("packing_strategy", "packing is false", "packing");
   if (data.prompt_template == "none") {
     rules.no_effect({"prompt_with_input", "prompt_without_input"}, "prompt_template is none", "prompt_template");
   }
@@ -105,18 +121,19 @@ void check_method(Rules& rules, const Config& config) {
 }
 
 void check_schedule(Rules& rules, const TrainingConfig& training) {
-  rules.exclusive("max_steps", "num_train_epochs");
-  rules.exclusive("warmup_steps", "warmup_ratio");
+  rules.replaces("max_steps", "num_train_epochs");
+  rules.replaces("warmup_steps", "warmup_ratio");
   const std::string& type = training.lr_scheduler_type;
   const std::string cause = "lr_scheduler_type is " + type;
-  if (type == "constant" || type == "reduce_lr_on_plateau") {
+  const bool is_adaptive = type == "reduce_lr_on_plateau" || type == "greedy";
+  if (type == "constant" || is_adaptive) {
     rules.no_effect({"warmup_ratio", "warmup_steps"}, cause, "lr_scheduler_type");
   }
   if (type == "constant" || type == "constant_with_warmup" || type == "linear") {
     rules.no_effect("lr_scheduler_kwargs", cause, "lr_scheduler_type");
   }
-  rules.contradiction(type == "reduce_lr_on_plateau" && training.eval_strategy == "no",
-                      "lr_scheduler_type reduce_lr_on_plateau follows the evaluation loss, and eval_strategy is no",
+  rules.contradiction(is_adaptive && training.eval_strategy == "no",
+                      cause + ", which follows the evaluation loss, and eval_strategy is no",
                       "set eval_strategy to steps or epoch");
 }
 
@@ -179,8 +196,8 @@ void validate(Parsed& parsed, Command command) {
     case Command::kGenerate:
       return check_generate(rules, config.generation);
     case Command::kPreprocess:
-      return rules.require(has_training_records(config.data) || !config.data.validation_file.empty(),
-                           "train_file, validation_file or dataset_name", "say which records to prepare");
+      return rules.require(has_training_records(config.data), "train_file or dataset_name",
+                           "say which records to prepare");
   }
 }
 

@@ -109,10 +109,11 @@ std::vector<std::string> split_list(std::string_view text, ListSyntax syntax) {
   return {};
 }
 
-/// A number, true or false by its look, as YAML reads what has no quotes; else a string.
+/// A number, true, false or null by its look, as YAML reads what has no quotes; else a string.
 nlohmann::json plain_json(const std::string& text) {
   const std::string lower = lower_case(text);
   if (lower == "true" || lower == "false") return lower == "true";
+  if (lower == "null") return nullptr;
   const bool looks_whole = text.find_first_of(".eE") == std::string::npos;
   if (const auto integer = parse_integer(text); integer && looks_whole) return *integer;
   if (const auto number = parse_number(text)) return *number;
@@ -270,13 +271,23 @@ bool is_null(const Option& option, const Value& value, Config& config) {
 
 bool assign(const Option& option, const Value& value, const std::string& where, Config& config) {
   if (is_null(option, value, config)) {
-    Config defaults;
-    std::visit([&](auto* target) { *target = std::move(*std::get<decltype(target)>(option.slot(defaults))); },
-               option.slot(config));
+    set_default(option, config);
     return false;
   }
   std::visit(Assignment(option, value, where), option.slot(config));
   return true;
+}
+
+void set_default(const Option& option, Config& config) {
+  Config defaults;
+  std::visit([&](auto* member) { *member = *std::get<decltype(member)>(option.slot(defaults)); }, option.slot(config));
+}
+
+bool is_default(const Option& option, const Config& config) {
+  Config copy = config;
+  Config defaults;
+  return std::visit([&](auto* member) { return *member == *std::get<decltype(member)>(option.slot(defaults)); },
+                    option.slot(copy));
 }
 
 std::string allowed(const Option& option) {

@@ -16,6 +16,9 @@ namespace fettle::config {
 /// of range, not among the choices, not UTF-8. A null value sets the default. False if the value was null.
 bool assign(const Option& option, const Value& value, const std::string& where, Config& config);
 
+void set_default(const Option& option, Config& config);
+bool is_default(const Option& option, const Config& config);
+
 /// What the option takes, for messages and documentation: "integer, at least 1", "one of no, steps, epoch".
 std::string allowed(const Option& option);
 

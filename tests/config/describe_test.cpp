@@ -136,7 +136,7 @@ TEST(Help, ShowsTheCommandsOptionsOnly) {
 }
 
 TEST(Markdown, IsWhatTheRepositoryHolds) {
-  EXPECT_EQ(read_file(FETTLE_SOURCE_DIR "/docs/options.md"), markdown())
+  EXPECT_TRUE(read_file(FETTLE_SOURCE_DIR "/docs/options.md") == markdown())
       << "docs/options.md is out of date: run `fettle config --markdown > docs/options.md`";
 }
 

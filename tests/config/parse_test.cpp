@@ -103,7 +103,8 @@ TEST(Parse, SchedulerParametersAsMapOrText) {
   EXPECT_EQ(kwargs(yaml("lr_scheduler_kwargs: {num_cycles: 2, mode: min, rate: .5, warm: true}")), expected);
   EXPECT_EQ(kwargs(yaml("lr_scheduler_kwargs: '" + expected + "'")), expected);
   EXPECT_EQ(kwargs(json("{\"lr_scheduler_kwargs\": " + expected + "}")), expected);
-  EXPECT_EQ(kwargs(yaml("lr_scheduler_kwargs: {a: '2'}")), R"({"a":"2"})");
+  EXPECT_EQ(kwargs(yaml("lr_scheduler_kwargs: {a: '2', b: ~}")), R"({"a":"2","b":null})");
+  EXPECT_EQ(kwargs(json("{\"lr_scheduler_kwargs\": {\"b\": null}, \"seed\": 1}")), R"({"b":null})");
   EXPECT_EQ(kwargs(yaml("lr_scheduler_kwargs: {}")), "");
 }
 

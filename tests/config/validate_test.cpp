@@ -4,7 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
 #include "base/error.h"
+#include "config/describe.h"
 #include "config/parse.h"
 
 namespace fettle::config {
@@ -81,6 +84,8 @@ INSTANTIATE_TEST_SUITE_P(
         train("do_train: false\ndo_eval: false", {"do_train and do_eval"}),
         train("lr_scheduler_type: constant\nwarmup_steps: 5", {"warmup_steps", "constant"}),
         train("lr_scheduler_type: linear\nlr_scheduler_kwargs: {a: 1}", {"lr_scheduler_kwargs", "linear"}),
+        train("lr_scheduler_type: greedy", {"greedy", "eval_strategy"}),
+        train("packing: false\npacking_strategy: bfd_split", {"packing_strategy", "packing is false"}),
         train("lr_scheduler_type: reduce_lr_on_plateau", {"reduce_lr_on_plateau", "eval_strategy"}),
         train("completion_only_loss: false\nmask_history: true", {"mask_history", "completion_only_loss"}),
         train("prompt_template: none\nprompt_with_input: x", {"prompt_with_input", "prompt_template is none"})));
@@ -132,6 +137,31 @@ TEST(Validate, TheCommandLineReplacesTheFilesAlternative) {
       with_arguments(std::string(kTrainMinimum) + "num_train_epochs: 5\nmax_steps: 7", {"num_train_epochs"});
   EXPECT_EQ(epochs.config.training.max_steps, -1);
   EXPECT_EQ(epochs.config.training.num_train_epochs, 5);
+}
+
+// max_steps: -1 asks for nothing, num_train_epochs: 3 asks for three epochs even though that is the default.
+TEST(Validate, AnArgumentThatIsTheDefaultStillReplacesTheFilesAlternative) {
+  const Parsed epochs =
+      with_arguments(std::string(kTrainMinimum) + "num_train_epochs: 3\nmax_steps: 7", {"num_train_epochs"});
+  EXPECT_EQ(epochs.config.training.max_steps, -1);
+  const Parsed steps = with_arguments(std::string(kTrainMinimum) + "num_train_epochs: 5\nmax_steps: -1", {"max_steps"});
+  EXPECT_EQ(steps.config.training.num_train_epochs, 5);
+}
+
+// The defaults file and a run's saved configuration name every option, so most pairs of alternatives are in them.
+TEST(Validate, AcceptsFilesOfAllOptions) {
+  for (const std::string& text : {defaults(), to_json(Config{}).dump(1)}) {
+    Parsed parsed = parse_text(text, Syntax::kYaml, "c.yaml");
+    parsed.config.model.model_name_or_path = "m";
+    parsed.config.data.train_file = {"t.jsonl"};
+    parsed.config.data.validation_file = {"v.jsonl"};
+    parsed.config.output.output_dir = "o";
+    parsed.config.generation.prompt = "Hello";
+    for (const Command command : {Command::kTrain, Command::kEval, Command::kGenerate, Command::kPreprocess}) {
+      validate(parsed, command);
+    }
+    EXPECT_THAT(parsed.notices, IsEmpty());
+  }
 }
 
 TEST(Validate, TheCommandLineMayMakeTheFilesOptionsIdle) {
