@@ -135,7 +135,7 @@ def test_sampling_follows_the_seed(fettle):
 
 @pytest.fixture
 def losses(fettle, write_jsonl, tmp_path):
-    """Trains stories260K on 16 real records for three epochs and returns the lines of metrics.jsonl."""
+    """Trains stories260K on 16 real records and returns the lines of metrics.jsonl."""
     file = write_jsonl("train.jsonl", stories(16))
 
     def run(name, **options):
