@@ -65,25 +65,27 @@ class NewFile {
   bool committed_ = false;
 };
 
-/// The reference sorts by descending alignment, in this order of types.
-int layout_rank(DType dtype) {
-  constexpr std::array kOrder = {DType::kI64, DType::kF64, DType::kF32, DType::kI32, DType::kBF16,
-                                 DType::kF16, DType::kI16, DType::kI8,  DType::kU8,  DType::kBool};
-  const auto* found = std::find(kOrder.begin(), kOrder.end(), dtype);
-  if (found == kOrder.end()) throw Error(ExitCode::kInternal, "safetensors cannot hold GGUF's quantised types");
-  return static_cast<int>(found - kOrder.begin());
-}
-
 void check_view(const TensorView& view) {
   const auto expected = static_cast<size_t>(element_count(view) * block_layout(view.dtype).bytes);
-  if (view.bytes.size() != expected || view.interleaved_heads != 0 || view.name == "__metadata__") {
+  if (view.bytes.size() != expected || block_layout(view.dtype).elements != 1 || view.interleaved_heads != 0 ||
+      view.name == "__metadata__") {
     throw Error(ExitCode::kInternal, fmt::format("tensor {} cannot be written as it is", printable(view.name)));
   }
 }
 
+/// The reference sorts by descending alignment, in this order of types.
+int layout_rank(DType dtype) {
+  constexpr std::array kOrder = {DType::kI64, DType::kF64, DType::kF32, DType::kI32, DType::kBF16,
+                                 DType::kF16, DType::kI16, DType::kI8,  DType::kU8,  DType::kBool};
+  return static_cast<int>(std::find(kOrder.begin(), kOrder.end(), dtype) - kOrder.begin());
+}
+
 std::vector<const TensorView*> in_layout_order(std::span<const TensorView> tensors) {
   std::vector<const TensorView*> ordered;
-  for (const TensorView& view : tensors) ordered.push_back(&view);
+  for (const TensorView& view : tensors) {
+    check_view(view);
+    ordered.push_back(&view);
+  }
   std::sort(ordered.begin(), ordered.end(), [](const TensorView* a, const TensorView* b) {
     return std::pair(layout_rank(a->dtype), std::string_view(a->name)) <
            std::pair(layout_rank(b->dtype), std::string_view(b->name));
@@ -98,7 +100,6 @@ std::string make_header(const std::vector<const TensorView*>& ordered,
   size_t position = 0;
   std::set<std::string_view> seen;
   for (const TensorView* view : ordered) {
-    check_view(*view);
     if (!seen.insert(view->name).second) {
       throw Error(ExitCode::kInternal, fmt::format("two tensors are named {}", printable(view->name)));
     }
