@@ -31,9 +31,8 @@ struct OrderOptions {
 /// position in the data is two integers: (epoch, index).
 ///  - shuffle: documents are permuted by (seed, epoch) before packing, and the rows again after it.
 ///  - packing: best fit decreasing, as TRL's "bfd"; documents of equal length go in permuted order, so that packs
-///  differ between
-///    epochs. Inside a row, and among the rows of an unshuffled epoch, documents keep the dataset's order (rows stand
-///    by their first document).
+///    differ between epochs. Without shuffle, documents in a row and rows by their first document keep the dataset's
+///    order.
 ///  - every document comes exactly once an epoch.
 class BatchOrder {
  public:

@@ -18,16 +18,16 @@ namespace fettle::data {
 
 /// What became of the records of one split.
 struct Preparation {
-  int64_t records = 0;            ///< read
-  int64_t documents = 0;          ///< kept, after splitting long ones (bfd_split)
-  int64_t truncated = 0;          ///< documents cut off at max_seq_length
-  int64_t dropped = 0;            ///< records that gave no document
-  int64_t duplicates = 0;         ///< documents equal to an earlier one, token for token; kept
-  int64_t tokens = 0;             ///< of all documents
-  int64_t target_tokens = 0;      ///< labels that are not kIgnore
-  int64_t ended = 0;              ///< documents whose end mark (EOS or end of turn) is a target
-  int64_t longest = 0;            ///< tokens of the longest document
-  double packing_efficiency = 0;  ///< tokens / (rows × max_seq_length) of the first epoch; 0 without packing
+  int64_t records = 0;                         ///< read
+  int64_t documents = 0;                       ///< kept, after splitting long ones (bfd_split)
+  int64_t truncated = 0;                       ///< documents cut off at max_seq_length
+  int64_t dropped = 0;                         ///< records that gave no document
+  int64_t duplicates = 0;                      ///< documents equal to an earlier one, token for token; kept
+  int64_t tokens = 0;                          ///< of all documents
+  int64_t target_tokens = 0;                   ///< labels that are predicted: not kIgnore, and not a document's first
+  int64_t ended = 0;                           ///< documents whose end mark (EOS or end of turn) is a target
+  int64_t longest = 0;                         ///< tokens of the longest document
+  double packing_efficiency = 0;               ///< tokens / (rows × max_seq_length); 0 without packing
   std::map<std::string, int64_t> dropped_why;  ///< reason → records; sums to `dropped`
 };
 
@@ -35,7 +35,8 @@ struct Preparation {
 /// one block of memory. Safe to read from many threads.
 class TokenDataset {
  public:
-  /// Documents from memory, e.g. in tests. Throws Error{kInternal} where ids and labels differ in length.
+  /// Documents from memory, e.g. in tests. Throws Error{kInternal} for an empty one, or where ids and labels differ in
+  /// length.
   static TokenDataset from_examples(const std::vector<Example>& examples);
 
   [[nodiscard]] int64_t size() const;

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data/batch.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "base/error.h"
+#include "data/packing.h"
+#include "data/permutation.h"
+#include "data/storage.h"
+
+namespace fettle::data {
+namespace {
+
+/// Streams of one epoch's random numbers: documents before packing, rows after it.
+constexpr uint64_t kDocumentStream = 0;
+constexpr uint64_t kRowStream = 1;
+
+uint64_t stream_of(int64_t epoch, uint64_t purpose) {
+  return 2 * static_cast<uint64_t>(epoch) + purpose;
+}
+
+std::vector<int64_t> identity(int64_t size) {
+  std::vector<int64_t> order(static_cast<size_t>(size));
+  std::iota(order.begin(), order.end(), 0);
+  return order;
+}
+
+void check(const TokenDataset& dataset, const OrderOptions& options) {
+  if (options.batch_size < 1 || options.max_seq_length < 1) {
+    throw Error(ExitCode::kInternal, "a batch needs at least one row of one token");
+  }
+  if (dataset.preparation().longest > options.max_seq_length) {
+    throw Error(
+        ExitCode::kConfig,
+        fmt::format("a document has {} tokens, a row {}", dataset.preparation().longest, options.max_seq_length),
+        "prepare the data with the same max_seq_length");
+  }
+}
+
+}  // namespace
+
+BatchOrder::BatchOrder(const TokenDataset& dataset, OrderOptions options, int64_t epoch)
+    : dataset_(dataset), options_(options) {
+  check(dataset, options);
+  const int64_t size = dataset.size();
+  const auto seed = static_cast<uint64_t>(options.seed);
+  documents_ = options.shuffle ? permutation(size, seed, stream_of(epoch, kDocumentStream)) : identity(size);
+  if (!options.packing) {
+    row_offsets_ = identity(size + 1);
+    return;
+  }
+  std::vector<int64_t> lengths(documents_.size());
+  std::transform(documents_.begin(), documents_.end(), lengths.begin(), [&](int64_t i) { return dataset.length(i); });
+  Packing rows = pack_best_fit(lengths, options.max_seq_length);
+  if (options.shuffle) rows = rows.reordered(permutation(rows.rows(), seed, stream_of(epoch, kRowStream)));
+  std::vector<int64_t> packed(documents_.size());
+  std::transform(rows.items.begin(), rows.items.end(), packed.begin(),
+                 [&](int64_t item) { return documents_[static_cast<size_t>(item)]; });
+  documents_ = std::move(packed);
+  row_offsets_ = std::move(rows.offsets);
+}
+
+int64_t BatchOrder::rows() const {
+  return static_cast<int64_t>(row_offsets_.size()) - 1;
+}
+
+int64_t BatchOrder::batches() const {
+  return (rows() + options_.batch_size - 1) / options_.batch_size;
+}
+
+double BatchOrder::packing_efficiency() const {
+  if (rows() == 0) return 0;
+  return static_cast<double>(dataset_.tokens()) /
+         (static_cast<double>(rows()) * static_cast<double>(options_.max_seq_length));
+}
+
+Batch BatchOrder::batch(int64_t index) const {
+  if (index < 0 || index >= batches()) {
+    throw Error(ExitCode::kInternal, fmt::format("batch {} of {}", index, batches()));
+  }
+  const int64_t first_row = index * options_.batch_size;
+  const int64_t last_row = std::min(first_row + options_.batch_size, rows());
+  const auto begin = documents_.begin() + row_offsets_[static_cast<size_t>(first_row)];
+  const auto end = documents_.begin() + row_offsets_[static_cast<size_t>(last_row)];
+  Batch batch;
+  batch.documents.assign(begin, end);
+  batch.cu_seqlens.push_back(0);
+  for (const int64_t document : batch.documents) {
+    const auto ids = dataset_.input_ids(document);
+    const auto labels = dataset_.labels(document);
+    batch.tokens.insert(batch.tokens.end(), ids.begin(), ids.end());
+    batch.labels.insert(batch.labels.end(), labels.begin() + 1, labels.end());
+    batch.labels.push_back(kIgnore);
+    for (size_t t = 0; t < ids.size(); ++t) batch.positions.push_back(static_cast<int64_t>(t));
+    batch.target_tokens += count_targets(labels);
+    if (batch.tokens.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
+      throw Error(ExitCode::kConfig, "a micro-batch has more than 2^31 tokens", "lower the batch size");
+    }
+    batch.cu_seqlens.push_back(static_cast<int32_t>(batch.tokens.size()));
+  }
+  return batch;
+}
+
+}  // namespace fettle::data

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data/preprocess.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "data/atomic_file.h"
+#include "data/dataset.h"
+#include "data/preview.h"
+#include "hub/model_folder.h"
+#include "text/tokenizer.h"
+
+namespace fettle::data {
+namespace {
+
+std::string json_line(const TokenDataset& dataset, const text::Tokenizer& tokenizer, int64_t index) {
+  const auto ids = dataset.input_ids(index);
+  const auto labels = dataset.labels(index);
+  // Bytes that are no UTF-8 (a character cut in two by max_seq_length) are written as U+FFFD: JSON has no other way.
+  const nlohmann::ordered_json line = {{"text", tokenizer.decode(ids, false)},
+                                       {"input_ids", std::vector<int32_t>(ids.begin(), ids.end())},
+                                       {"labels", std::vector<int32_t>(labels.begin(), labels.end())}};
+  return line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+void write_documents(const TokenDataset& dataset, const text::Tokenizer& tokenizer, const std::string& path) {
+  AtomicFile file(path);
+  for (int64_t i = 0; i < dataset.size(); ++i) {
+    const std::string line = json_line(dataset, tokenizer, i);
+    file.write(std::as_bytes(std::span(line)));
+  }
+  file.commit();
+  log::info("{} documents written to {}", dataset.size(), path);
+}
+
+}  // namespace
+
+int preprocess(const config::Config& config) {
+  const auto model = hub::resolve_model(config.model);
+  const auto tokenizer = text::Tokenizer::load(model.tokenizer_folder);
+  const TokenDataset train = prepare(config.data, tokenizer, true).train;
+  if (::isatty(STDOUT_FILENO) != 0) {
+    const int64_t shown = std::min(config.preprocess.preview_samples, train.size());
+    for (int64_t i = 0; i < shown; ++i) fmt::print("{}\n", preview(train, tokenizer, i));
+  }
+  if (!config.preprocess.output.empty()) write_documents(train, tokenizer, config.preprocess.output);
+  return static_cast<int>(ExitCode::kOk);
+}
+
+}  // namespace fettle::data

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data/utf8.h"
+
+#include <cstdint>
+#include <cstring>
+
+namespace fettle::data {
+namespace {
+
+/// Length of the valid sequence at the start of `text` (not empty, lead byte ≥ 0x80), or 0. Table 3-7 of the standard.
+size_t sequence_length(std::string_view text) {
+  const auto byte = [text](size_t i) { return i < text.size() ? static_cast<uint8_t>(text[i]) : uint8_t{0}; };
+  const auto continues = [&](size_t i) { return (byte(i) & 0xC0) == 0x80; };
+  const uint8_t lead = byte(0);
+  if (lead >= 0xC2 && lead <= 0xDF) return continues(1) ? 2 : 0;
+  if (lead >= 0xE0 && lead <= 0xEF) {
+    const bool second = (lead == 0xE0 ? byte(1) >= 0xA0 : true) && (lead == 0xED ? byte(1) <= 0x9F : true);
+    return continues(1) && second && continues(2) ? 3 : 0;
+  }
+  if (lead >= 0xF0 && lead <= 0xF4) {
+    const bool second = (lead == 0xF0 ? byte(1) >= 0x90 : true) && (lead == 0xF4 ? byte(1) <= 0x8F : true);
+    return continues(1) && second && continues(2) && continues(3) ? 4 : 0;
+  }
+  return 0;
+}
+
+}  // namespace
+
+size_t find_invalid_utf8(std::string_view text) {
+  size_t position = 0;
+  while (position < text.size()) {
+    uint64_t eight = 0;
+    while (position + sizeof(eight) <= text.size()) {
+      std::memcpy(&eight, text.data() + position, sizeof(eight));
+      if ((eight & 0x8080808080808080ULL) != 0) break;
+      position += sizeof(eight);
+    }
+    if (position >= text.size()) break;
+    if (static_cast<uint8_t>(text[position]) < 0x80) {
+      ++position;
+      continue;
+    }
+    const size_t length = sequence_length(text.substr(position));
+    if (length == 0) return position;
+    position += length;
+  }
+  return std::string_view::npos;
+}
+
+bool is_blank(std::string_view text) {
+  return text.find_first_not_of(" \t\r\n\f\v") == std::string_view::npos;
+}
+
+}  // namespace fettle::data
