@@ -41,7 +41,7 @@ Record parse_embedded_json(const Record& text, std::string_view what) {
 std::string content_text(const Record& content) {
   if (content.is_null()) return {};
   if (content.is_string()) return content.get<std::string>();
-  if (!content.is_array()) throw BadRecord(fmt::format("a message's content is a {}, not text", content.type_name()));
+  if (!content.is_array()) throw BadRecord(fmt::format("a message's content is {}, not text", kind_of(content)));
   std::string text;
   for (const Record& part : content) {
     const bool is_text = part.is_object() && part.value("type", Record("text")) == Record("text");
@@ -99,7 +99,7 @@ Record role_content_message(const Record& message) {
 }
 
 void append_messages(const Record& list, const std::string& column, Record& messages) {
-  if (!list.is_array()) throw BadRecord(fmt::format("column '{}' is a {}, not a list", column, list.type_name()));
+  if (!list.is_array()) throw BadRecord(fmt::format("column '{}' is {}, not a list", column, kind_of(list)));
   for (const Record& message : list) {
     if (!message.is_object()) throw BadRecord(fmt::format("column '{}' holds something other than messages", column));
     messages.push_back(message.contains("from") ? from_value_message(message) : role_content_message(message));

@@ -57,13 +57,13 @@ std::string text_of(const Record& record, const std::string& column, bool requir
   if (required && !record.contains(column)) throw BadRecord(fmt::format("column '{}' is missing", column));
   const Record* value = find_column(record, column);
   if (value == nullptr) return {};
-  if (!value->is_string()) throw BadRecord(fmt::format("column '{}' is a {}, not text", column, value->type_name()));
+  if (!value->is_string()) throw BadRecord(fmt::format("column '{}' is {}, not text", column, kind_of(*value)));
   return value->get<std::string>();
 }
 
 std::vector<int32_t> integers_of(const Record& record, const std::string& column) {
   const Record& list = record.at(column);
-  if (!list.is_array()) throw BadRecord(fmt::format("column '{}' is a {}, not a list", column, list.type_name()));
+  if (!list.is_array()) throw BadRecord(fmt::format("column '{}' is {}, not a list", column, kind_of(list)));
   std::vector<int32_t> integers;
   integers.reserve(list.size());
   for (const Record& item : list) {

@@ -225,7 +225,7 @@ Record parse_json_record(std::string_view bytes) {
     throw BadRecord("malformed JSON", parser_message(error));
   }
   if (record.is_string()) return Record{{"text", std::move(record)}};
-  if (!record.is_object()) throw BadRecord("not an object", fmt::format("the record is a {}", record.type_name()));
+  if (!record.is_object()) throw BadRecord("not an object", fmt::format("the record is {}", kind_of(record)));
   return record;
 }
 

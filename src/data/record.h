@@ -12,6 +12,15 @@ namespace fettle::data {
 /// Columns in the file's order: chat templates print tool descriptions in the order of their keys.
 using Record = nlohmann::ordered_json;
 
+/// What a value is, for messages: "a list".
+inline const char* kind_of(const Record& value) {
+  if (value.is_null()) return "null";
+  if (value.is_boolean()) return "a boolean";
+  if (value.is_number()) return "a number";
+  if (value.is_string()) return "text";
+  return value.is_array() ? "a list" : "an object";
+}
+
 /// A record that gives no document. on_bad_record decides whether that ends the run or is counted: `kind` is what is
 /// counted, `what()` adds the particulars of this record. The place is added by who knows it.
 class BadRecord : public std::exception {
