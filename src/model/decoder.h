@@ -32,6 +32,8 @@ struct NamedTensor {
   at::Tensor tensor;
 };
 
+struct DecoderImpl;
+
 class Decoder {
  public:
   /// Weights of `source` in `storage` (kBFloat16 or kFloat), which is also the type the model computes in. Bytes that
@@ -84,9 +86,8 @@ class Decoder {
   [[nodiscard]] at::ScalarType dtype() const;
 
  private:
-  struct Impl;
-  explicit Decoder(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit Decoder(std::unique_ptr<DecoderImpl> impl);
+  std::unique_ptr<DecoderImpl> impl_;
 };
 
 }  // namespace fettle::model

@@ -31,8 +31,6 @@ struct RopeSpec {
   std::optional<double> mscale_all_dim;
 };
 
-enum class Activation { kSilu, kGeluTanh };
-
 struct DecoderSpec {
   std::string model_type;
   int64_t vocab_size = 0;
@@ -44,7 +42,6 @@ struct DecoderSpec {
   int64_t head_dim = 0;
   int64_t max_positions = 0;
   double norm_eps = 1e-6;
-  Activation activation = Activation::kSilu;
   bool qkv_bias = false;
   bool output_bias = false;  ///< of o_proj
   bool mlp_bias = false;

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What of a decoder is trained: LoRA, whole modules, or everything.
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/log.h"
+#include "model/decoder_impl.h"
+#include "model/lora_targets.h"
+#include "model/weights.h"
+
+namespace fettle::model {
+namespace {
+
+constexpr const char* kPeftPrefix = "base_model.model.";
+
+std::string module_of(const Parameter& parameter) {
+  return parameter.name().substr(0, parameter.name().rfind('.'));
+}
+
+ModuleNames module_names(DecoderImpl& model) {
+  ModuleNames names;
+  for (const Linear* layer : model.linears()) {
+    names.linear.push_back(layer->name);
+  }
+  names.head = "lm_head";
+  for (const Parameter* parameter : model.parameters()) {
+    const std::string module = module_of(*parameter);
+    const bool is_known = module == names.head || std::ranges::find(names.linear, module) != names.linear.end();
+    if (!is_known) {
+      names.other.push_back(module);
+    }
+  }
+  return names;
+}
+
+double scaling(const hub::AdapterConfig& config) {
+  const auto rank = static_cast<double>(config.r);
+  return config.lora_alpha / (config.use_rslora ? std::sqrt(rank) : rank);
+}
+
+TensorShape shape_of_a(const Linear& layer, int64_t rank) {
+  return {layer.name + ".lora_A.weight", {rank, layer.weight.stored().size(1)}};
+}
+TensorShape shape_of_b(const Linear& layer, int64_t rank) {
+  return {layer.name + ".lora_B.weight", {layer.weight.stored().size(0), rank}};
+}
+
+// Puts LoRA on the selected layers. `start` gives a new matrix its numbers.
+template <typename Start>
+LoraTargets install(DecoderImpl& model, const hub::AdapterConfig& config, const Start& start) {
+  TORCH_CHECK(!model.adapter.has_value(), "Decoder: one adapter at a time");
+  const LoraTargets targets = select_targets(module_names(model), config);
+  const auto matrix = [&](const TensorShape& shape) {
+    Parameter parameter(shape.name, at::empty(shape.shape, model.dtype));
+    parameter.train(start(shape));
+    return parameter;
+  };
+  for (Linear* layer : model.linears()) {
+    if (std::ranges::find(targets.adapted, layer->name) != targets.adapted.end()) {
+      layer->lora = Lora{matrix(shape_of_a(*layer, config.r)), matrix(shape_of_b(*layer, config.r))};
+    }
+  }
+  const auto is_saved = [&](const std::string& module) {
+    return std::ranges::find(targets.saved, module) != targets.saved.end();
+  };
+  if (model.is_tied() && is_saved("lm_head")) {  // as PEFT: from now on a weight of its own
+    model.head = std::make_shared<Parameter>("lm_head.weight", model.embedding->stored());
+  }
+  for (Parameter* parameter : model.parameters()) {
+    if (is_saved(module_of(*parameter))) {
+      parameter->train(start({parameter->name(), parameter->stored().sizes().vec()}));
+    }
+  }
+  model.adapter = config;
+  model.lora_scaling = scaling(config);
+  if (!config.target_modules.pattern.empty() && targets.leaf_names().size() > 0 &&
+      module_selection({config.target_modules.pattern}).pattern == "all-linear") {
+    model.adapter->target_modules = {.names = targets.leaf_names(), .pattern = {}};
+  }
+  return targets;
+}
+
+void log_counts(DecoderImpl& model, const LoraTargets& targets) {
+  int64_t trained = 0;
+  for (const Parameter* parameter : model.parameters()) {
+    trained += parameter->is_trained() ? parameter->master().numel() : 0;
+  }
+  std::vector<std::string> counts;
+  for (const auto& [name, count] : targets.counts) {
+    counts.push_back(fmt::format("{} ×{}", name, count));
+  }
+  const int64_t all = parameter_count(model.spec) + trained;
+  log::info("LoRA on {}: {} of {} weights are trained ({:.2f} %)", fmt::join(counts, ", "), trained, all,
+            100.0 * static_cast<double>(trained) / static_cast<double>(all));
+}
+
+}  // namespace
+
+std::vector<Linear*> DecoderImpl::linears() {
+  std::vector<Linear*> all;
+  for (Layer& layer : layers) {
+    all.insert(all.end(), {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down});
+  }
+  return all;
+}
+
+std::vector<Parameter*> DecoderImpl::parameters() {
+  std::vector<Parameter*> all{embedding.get()};
+  const auto add = [&](std::optional<Parameter>& parameter) {
+    if (parameter.has_value()) {
+      all.push_back(&*parameter);
+    }
+  };
+  const auto add_linear = [&](Linear& layer) {
+    all.push_back(&layer.weight);
+    add(layer.bias);
+    if (layer.lora.has_value()) {
+      all.insert(all.end(), {&layer.lora->a, &layer.lora->b});
+    }
+  };
+  for (Layer& layer : layers) {
+    all.push_back(&layer.input_norm);
+    add_linear(layer.query);
+    add_linear(layer.key);
+    add_linear(layer.value);
+    add(layer.query_norm);
+    add(layer.key_norm);
+    add_linear(layer.output);
+    all.push_back(&layer.post_attention_norm);
+    add_linear(layer.gate);
+    add_linear(layer.up);
+    add_linear(layer.down);
+  }
+  add(norm);
+  if (!is_tied()) {
+    all.push_back(head.get());
+  }
+  return all;
+}
+
+void Decoder::add_lora(const config::LoraConfig& config, uint64_t seed) {
+  const hub::AdapterConfig adapter{.r = config.lora_r,
+                                   .lora_alpha = config.lora_alpha,
+                                   .lora_dropout = config.lora_dropout,
+                                   .use_rslora = config.use_rslora,
+                                   .target_modules = module_selection(config.lora_target_modules),
+                                   .exclude_modules = module_selection(config.lora_exclude_modules),
+                                   .modules_to_save = config.lora_modules_to_save,
+                                   .base_model_name_or_path = {},
+                                   .revision = {}};
+  const at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+  const auto start = [&](const TensorShape& shape) {
+    if (shape.name.ends_with("lora_A.weight")) {
+      const double bound = 1.0 / std::sqrt(static_cast<double>(shape.shape[1]));  // kaiming_uniform(a=√5)
+      return at::empty(shape.shape, at::kFloat).uniform_(-bound, bound, generator);
+    }
+    if (shape.name.ends_with("lora_B.weight")) {
+      return at::zeros(shape.shape, at::kFloat);
+    }
+    const hub::TensorView* view = impl_->source->find(shape.name);  // null: a head that was tied
+    return read_tensor(impl_->source, view != nullptr ? *view : *impl_->source->find(impl_->embedding->name()),
+                       at::kFloat);
+  };
+  log_counts(*impl_, install(*impl_, adapter, start));
+}
+
+void Decoder::load_adapter(const hub::AdapterConfig& config, const hub::TensorSource& weights) {
+  const auto source = std::make_shared<const hub::TensorSource>(weights);
+  // Names and shapes are checked as a whole before the first is read.
+  std::vector<TensorShape> expected;
+  const LoraTargets targets = select_targets(module_names(*impl_), config);
+  for (const Linear* layer : impl_->linears()) {
+    if (std::ranges::find(targets.adapted, layer->name) != targets.adapted.end()) {
+      for (const TensorShape& shape : {shape_of_a(*layer, config.r), shape_of_b(*layer, config.r)}) {
+        expected.push_back({kPeftPrefix + shape.name, shape.shape});
+      }
+    }
+  }
+  std::vector<TensorShape> base = expected_tensors(impl_->spec);
+  if (impl_->is_tied()) {
+    base.push_back({"lm_head.weight", {impl_->spec.vocab_size, impl_->spec.hidden_size}});
+  }
+  for (const TensorShape& shape : base) {
+    if (std::ranges::find(targets.saved, shape.name.substr(0, shape.name.rfind('.'))) != targets.saved.end()) {
+      expected.push_back({kPeftPrefix + shape.name, shape.shape});
+    }
+  }
+  check_names(*source, expected, /*tied_embeddings=*/false, "the adapter");
+  install(*impl_, config, [&](const TensorShape& shape) {
+    return read_tensor(source, *source->find(kPeftPrefix + shape.name), at::kFloat);
+  });
+}
+
+void Decoder::make_trainable_full() {
+  TORCH_CHECK(!impl_->adapter.has_value(), "Decoder: an adapter is trained instead of the whole model");
+  for (Parameter* parameter : impl_->parameters()) {
+    parameter->train(read_tensor(impl_->source, *impl_->source->find(parameter->name()), at::kFloat));
+  }
+}
+
+std::vector<NamedTensor> Decoder::trainable() const {
+  std::vector<NamedTensor> trained;
+  for (const Parameter* parameter : impl_->parameters()) {
+    if (parameter->is_trained()) {
+      trained.push_back({(impl_->adapter.has_value() ? kPeftPrefix : "") + parameter->name(), parameter->master()});
+    }
+  }
+  return trained;
+}
+
+void Decoder::refresh_compute_weights() {
+  for (Parameter* parameter : impl_->parameters()) {
+    parameter->refresh();
+  }
+}
+
+std::vector<NamedTensor> Decoder::adapter_tensors() const {
+  return impl_->adapter.has_value() ? trainable() : std::vector<NamedTensor>{};
+}
+
+hub::AdapterConfig Decoder::adapter_config() const {
+  TORCH_CHECK(impl_->adapter.has_value(), "Decoder: there is no adapter");
+  return *impl_->adapter;
+}
+
+std::vector<NamedTensor> Decoder::weights() const {
+  std::vector<NamedTensor> all;
+  for (const Parameter* parameter : impl_->parameters()) {
+    const bool is_lora = parameter->name().ends_with(".lora_A.weight") || parameter->name().ends_with(".lora_B.weight");
+    if (!is_lora) {
+      all.push_back({parameter->name(), parameter->is_trained() ? parameter->master() : parameter->stored()});
+    }
+  }
+  return all;
+}
+
+}  // namespace fettle::model

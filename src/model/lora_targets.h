@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Which layers an adapter changes: PEFT's rules for target_modules, exclude_modules and modules_to_save.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hub/adapter.h"
+
+namespace fettle::model {
+
+/// The options' list as PEFT would be given it: one entry that is "all-linear" or has the look of a regular expression
+/// (a character that no module name has) is a pattern; everything else are names.
+hub::ModuleSelection module_selection(const std::vector<std::string>& entries);
+
+/// Names of a model's modules that hold weights.
+struct ModuleNames {
+  std::vector<std::string> linear;  ///< without the head
+  std::string head;                 ///< lm_head
+  std::vector<std::string> other;   ///< embedding, norms
+};
+
+struct LoraTargets {
+  std::vector<std::string> adapted;                     ///< linear layers with LoRA, in model order
+  std::vector<std::string> saved;                       ///< modules trained and saved whole
+  std::vector<std::pair<std::string, int64_t>> counts;  ///< leaf name → how often adapted, in model order
+  std::vector<std::string> leaf_names() const;
+};
+
+/// Throws Error{kConfig}, listing the names there are, if a name or the pattern matches nothing, if a layer is asked
+/// for that LoRA cannot change here (embedding, norm, head), or if the pattern cannot be read. A layer matches a name
+/// that it is or ends with after a dot; a pattern must match all of its name. Patterns are ECMAScript: what Python's re
+/// shares with it.
+LoraTargets select_targets(const ModuleNames& modules, const hub::AdapterConfig& config);
+
+}  // namespace fettle::model

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+/// A weight of the model: in the type products use and, if it is trained, as the float32 master the optimizer changes.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+namespace fettle::model {
+
+class Parameter {
+ public:
+  /// Frozen. `value` may be mapped memory: it is never written.
+  Parameter(std::string name, at::Tensor value);
+
+  /// As transformers names it, e.g. model.norm.weight, without PEFT's prefix.
+  [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] const at::Tensor& stored() const { return value_; }
+  /// What products use. If it is trained, its gradient arrives at the master as float32.
+  [[nodiscard]] at::Tensor value() const;
+
+  [[nodiscard]] bool is_trained() const { return master_.defined(); }
+  /// float32 leaf that requires gradients; undefined if the parameter is frozen.
+  [[nodiscard]] const at::Tensor& master() const { return master_; }
+  /// Trains the parameter from a copy of `start` on, in float32. The frozen value is given up.
+  void train(const at::Tensor& start);
+  /// Copies the master into the compute type.
+  void refresh();
+
+ private:
+  std::string name_;
+  at::Tensor value_;
+  at::Tensor master_;
+};
+
+}  // namespace fettle::model
