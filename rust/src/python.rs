@@ -213,6 +213,21 @@ pub fn trim(value: &Value, chars: Option<&str>) -> String {
     }
 }
 
+/// `str.title()`: a letter after anything that is no letter begins a word.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut in_word = false;
+    for character in text.chars() {
+        if in_word {
+            out.extend(character.to_lowercase());
+        } else {
+            out.extend(character.to_uppercase());
+        }
+        in_word = character.is_alphabetic();
+    }
+    out
+}
+
 /// Python's methods of str, dict and list: ours where minijinja-contrib lacks or misses one, else its own.
 pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
@@ -220,6 +235,7 @@ pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value])
             ("strip", true) => return Ok(text.trim_matches(is_space).into()),
             ("lstrip", true) => return Ok(text.trim_start_matches(is_space).into()),
             ("rstrip", true) => return Ok(text.trim_end_matches(is_space).into()),
+            ("title", true) => return Ok(title(text).into()),
             ("removeprefix", _) => {
                 let (prefix,): (&str,) = from_args(arguments)?;
                 return Ok(text.strip_prefix(prefix).unwrap_or(text).into());

@@ -38,14 +38,15 @@ struct SegmentedText {
 
 /// What a tokenizer is made of: the contents of its files, empty where there is none.
 struct TokenizerFiles {
-  std::string name;                 ///< folder or file that errors name
-  std::string tokenizer_json;       ///< wins over sentencepiece_model
-  std::string sentencepiece_model;  ///< tokenizer.model, a ModelProto of sentencepiece (BPE or Unigram)
-  std::string tokenizer_config;     ///< tokenizer_config.json
-  std::string special_tokens_map;   ///< special_tokens_map.json
-  std::string added_tokens;         ///< added_tokens.json
-  std::string chat_template;        ///< chat_template.jinja; wins over the template in tokenizer_config
-  std::string model_type;  ///< config.json's model_type; with tokenizer_class it decides what transformers rebuilds
+  std::string name = {};                 ///< folder or file that errors name
+  std::string tokenizer_json = {};       ///< wins over sentencepiece_model
+  std::string sentencepiece_model = {};  ///< tokenizer.model, a ModelProto of sentencepiece (BPE or Unigram)
+  std::string tokenizer_config = {};     ///< tokenizer_config.json
+  std::string special_tokens_map = {};   ///< special_tokens_map.json
+  std::string added_tokens = {};         ///< added_tokens.json
+  std::string chat_template = {};        ///< chat_template.jinja; wins over the template in tokenizer_config
+  std::string model_type =
+      {};  ///< config.json's model_type; with tokenizer_class it decides what transformers rebuilds
 };
 
 /// Immutable, movable, cheap to copy; every const function may be called from many threads at once.

@@ -60,6 +60,10 @@ bool flag_at(const json& object, const char* key, bool otherwise) {
   return found != object.end() && found->is_boolean() ? found->get<bool>() : otherwise;
 }
 
+bool is_named_token(const std::string& key) {
+  return std::find(kNamedTokens.begin(), kNamedTokens.end(), key) != kNamedTokens.end();
+}
+
 std::string without_fast(std::string name) {
   if (name.ends_with("Fast") && name != "PreTrainedTokenizerFast") {
     name.resize(name.size() - 4);
@@ -218,12 +222,9 @@ json named_values(const TokenizerFiles& files, const json& config, Rebuild rebui
 json special_tokens(const json& values) {
   json named = json::object();
   for (const auto& [key, value] : values.items()) {
-    const bool known = std::find(kNamedTokens.begin(), kNamedTokens.end(), key) != kNamedTokens.end();
-    if (known || (key.ends_with("_token") && value.is_string())) {
-      const json token = added_token(value, true);
-      if (!token.is_null()) {
-        named[key] = token["content"];
-      }
+    const json token = added_token(value, true);
+    if (!token.is_null() && (is_named_token(key) || (key.ends_with("_token") && value.is_string()))) {
+      named[key] = token["content"];
     }
   }
   return named;
@@ -248,6 +249,16 @@ class TokenList {
   std::set<std::string> seen_;
   json list_ = json::array();
 };
+
+/// Adds the named tokens, transformers' seven in its order, then the model's own.
+void add_named_tokens(const json& named, TokenList& tokens) {
+  for (const char* key : kNamedTokens) {
+    tokens.add(added_token(named.value(key, json()), true));
+  }
+  for (const auto& content : named) {
+    tokens.add(added_token(content, true));
+  }
+}
 
 int64_t parse_id(const std::string& text, const std::string& name) {
   int64_t id = -1;
@@ -408,9 +419,7 @@ void plan_sentencepiece(const TokenizerFiles& files, const json& config, Rebuild
   for (const auto& [id, token] : listed_tokens(files, config, json::object(), plan.special_tokens)) {
     tokens.add(token);
   }
-  for (const auto& content : plan.special_tokens) {
-    tokens.add(added_token(content, true));
-  }
+  add_named_tokens(plan.special_tokens, tokens);
   using Type = SentencePieceModel::PieceType;
   for (const auto& piece : model.pieces) {
     if (piece.type == Type::kControl || piece.type == Type::kUserDefined) {
@@ -451,9 +460,7 @@ void plan_tokenizer_json(const TokenizerFiles& files, const json& config, Rebuil
   for (const auto& [id, token] : listed_tokens(files, config, outline, plan.special_tokens)) {
     tokens.add(token);
   }
-  for (const auto& content : plan.special_tokens) {
-    tokens.add(added_token(content, true));
-  }
+  add_named_tokens(plan.special_tokens, tokens);
   add_extra_tokens(values, tokens);
   plan.tokens_to_add = tokens.list();
 }

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Golden files and test folders of the text room's tests.
+#pragma once
+
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "base/file.h"
+
+namespace fettle::text::golden {
+
+inline std::filesystem::path root() {
+  return FETTLE_SOURCE_DIR;
+}
+
+inline nlohmann::ordered_json read(const std::string& name) {
+  return nlohmann::ordered_json::parse(read_file(root() / "tests/golden/text" / name));
+}
+
+inline std::filesystem::path tokenizer_folder(const std::string& name) {
+  return name == "stories260K" ? root() / "examples/stories260K" : root() / "tests/data/tokenizers" / name;
+}
+
+/// Why the tokenizer of that name cannot be used here; empty if it can.
+inline std::string missing(const std::string& name) {
+  const auto file = tokenizer_folder(name) / "tokenizer.json";
+  return std::filesystem::exists(file) ? "" : file.string() + " is not unpacked (see tests/data/README.md)";
+}
+
+/// A folder of this test process, removed at the end.
+class TemporaryFolder {
+ public:
+  TemporaryFolder()
+      : path_(std::filesystem::temp_directory_path() /
+              ("fettle_text_" + std::to_string(getpid()) + "_" + std::to_string(counter()++))) {
+    std::filesystem::create_directories(path_);
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  void write(const std::string& name, const std::string& content) const {
+    std::ofstream(path_ / name, std::ios::binary) << content;
+  }
+
+ private:
+  static int& counter() {
+    static int count = 0;
+    return count;
+  }
+  std::filesystem::path path_;
+};
+
+}  // namespace fettle::text::golden
