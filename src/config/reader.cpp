@@ -19,6 +19,17 @@
 namespace fettle::config {
 namespace {
 
+/// `text` for one line of a message: control characters replaced, long text shortened.
+std::string printable(std::string_view text) {
+  constexpr size_t kLongest = 160;
+  size_t end = std::min(text.size(), kLongest);
+  while (end < text.size() && end > 0 && (text[end] & 0xC0) == 0x80) --end;  // not inside a UTF-8 character
+  std::string shown(text.substr(0, end));
+  std::ranges::replace_if(
+      shown, [](unsigned char c) { return c < 0x20 || c == 0x7f; }, ' ');
+  return end < text.size() ? shown + "…" : shown;
+}
+
 /// Receives either parser's events and stops at the first one that a flat map cannot have, so that neither a deeply
 /// nested nor a self-referring document is ever built in memory.
 class EntryBuilder {
@@ -50,7 +61,7 @@ class EntryBuilder {
   void key(std::string text, int line) {
     if (depth_ == 2) {
       if (std::ranges::find(value().keys, text) != value().keys.end()) {
-        fail(line, fmt::format("{} has the key {} twice", entries_.back().key, quote(text)), "keep one of them");
+        fail(line, fmt::format("{} has the key {} twice", quote(entries_.back().key), quote(text)), "keep one of them");
       }
       value().keys.push_back(std::move(text));
       has_inner_key_ = true;
@@ -79,7 +90,7 @@ class EntryBuilder {
     if (depth_ == 2 && value().kind == Value::Kind::kMap) {
       scalar({"null", false}, line);
     } else if (depth_ == 2) {
-      fail(line, fmt::format("{} has an empty item", entries_.back().key), "give it a value");
+      fail(line, fmt::format("{} has an empty item", quote(entries_.back().key)), "give it a value");
     }
     if (depth_ == 1) in_value_ = false;
   }
@@ -173,7 +184,7 @@ void read_yaml(std::string_view text, EntryBuilder& builder) {
     while (parser.HandleNextDocument(events)) {
     }
   } catch (const YAML::Exception& error) {
-    builder.fail(error.mark.line + 1, fmt::format("is not valid YAML: {}", error.msg),
+    builder.fail(error.mark.line + 1, "is not valid YAML: " + printable(error.msg),
                  "check indentation, quotes and colons there");
   }
 }
@@ -243,7 +254,7 @@ class JsonEvents final : public nlohmann::json_sax<nlohmann::json> {
     if (const size_t start = reason.find(": "); start != std::string::npos) reason.erase(0, start + 2);
     const auto end = static_cast<std::ptrdiff_t>(position > 0 ? position - 1 : 0);
     const auto lines = 1 + std::count(begin_, std::min(begin_ + end, *furthest_), '\n');
-    builder_.fail(static_cast<int>(lines), "is not valid JSON: " + quote(reason),
+    builder_.fail(static_cast<int>(lines), "is not valid JSON: " + printable(reason),
                   "check quotes, commas and braces there");
   }
 
@@ -338,12 +349,7 @@ Arguments read_arguments(const std::vector<std::string>& arguments) {
 }
 
 std::string quote(std::string_view text) {
-  constexpr size_t kLongest = 80;
-  std::string shown = "'";
-  size_t end = std::min(text.size(), kLongest);
-  while (end < text.size() && end > 0 && (text[end] & 0xC0) == 0x80) --end;  // not inside a UTF-8 character
-  for (const char c : text.substr(0, end)) shown += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;
-  return shown + (end < text.size() ? "…'" : "'");
+  return "'" + printable(text) + "'";
 }
 
 }  // namespace fettle::config
