@@ -3,9 +3,10 @@
 """Writes tests/golden/text/*.json: what transformers makes of texts and chats, for tests/text.
 
 Run with the Python of the test environment (transformers 5.23) from anywhere:  python tests/golden/make_text.py
-Files: tokens.json (ids and decoded texts of tricky strings for every tokenizer), chats.json (rendered chats for every
+Files: tokens.json (for every tokenizer: ids and decoded texts of tricky strings, hashes of the ids of real texts), chats.json (rendered chats for every
 template, or that the template raises an error), generation.json (byte ranges of {% generation %} blocks).
 """
+import hashlib
 import json
 import os
 import pathlib
@@ -61,6 +62,11 @@ STRINGS = [
     "def f(x):\n    return x + 1\n", "\\begin{equation} E = mc^2 \\end{equation}", "A\tB\tC\n1\t2\t3", "Q: What?\nA: That.\n\nQ:", "…—–·•",
     "Zażółć gęślą jaźń", "Ñandú", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "e\u0301\u0301\u0301", "क्षि", "한\u1100\u1161", "a\u0000b", "'''\"\"\"```", "C++ C# F# .NET", "3×4÷2≠5",
 ]  # fmt: skip
+
+# Lines of these are tokenized as they are: prose, code, JSON.
+REAL_FILES = ["dolly_finqa_500.jsonl", "mlx_wikisql_valid.jsonl", "mbpp_601_974.jsonl", "oasst_en_chat_messages_60.jsonl",
+              "wikitext2_raw_test.txt"]
+REAL_LINES = 150  # of each file
 
 U, A, S = "user", "assistant", "system"
 
@@ -124,6 +130,17 @@ def make_folder(parent, variant):
     return folder
 
 
+def hash_real_texts(tokenizer):
+    """File → SHA-256 over its first lines' ids, in decimal, a space between ids and a new line after each text."""
+    hashes = {}
+    for file in REAL_FILES:
+        with open(ROOT / "tests/data/datasets" / file, encoding="utf-8", newline="\n") as lines:
+            texts = [line.rstrip("\n") for _, line in zip(range(REAL_LINES), lines)]
+        ids = "".join(" ".join(map(str, tokenizer(text, add_special_tokens=False).input_ids)) + "\n" for text in texts)
+        hashes[file] = hashlib.sha256(ids.encode()).hexdigest()
+    return hashes
+
+
 def describe_tokenizer(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     cases = []
@@ -135,11 +152,12 @@ def describe_tokenizer(folder):
             case["bare"] = bare
         cases.append({k: v for k, v in case.items() if k == "ids" or v != text})
     named = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
-    return {"named": named, "size": max(tokenizer.get_vocab().values()) + 1, "cases": cases}
+    return {"named": named, "size": max(tokenizer.get_vocab().values()) + 1, "cases": cases,
+            "real": hash_real_texts(tokenizer)}
 
 
 def make_tokens():
-    result = {"strings": STRINGS, "tokenizers": {name: describe_tokenizer(path) for name, path in TOKENIZERS.items()}, "variants": []}
+    result = {"strings": STRINGS, "real_lines": REAL_LINES, "tokenizers": {name: describe_tokenizer(path) for name, path in TOKENIZERS.items()}, "variants": []}
     with tempfile.TemporaryDirectory() as parent:
         for variant in VARIANTS:
             name, source, copied, written = variant

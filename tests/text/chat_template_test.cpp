@@ -184,7 +184,7 @@ TEST(ChatTemplate, ErrorsSayWhere) {
   expect_error("{% generation %}", ExitCode::kConfig, "chat template");
   expect_error("{{ raise_exception('no ' ~ messages[0].role) }}", ExitCode::kData, "refuses these messages: no user");
   expect_error("a\n{{ messages.nothing.more }}", ExitCode::kData, "line 2");
-  expect_error("{{ messages | unknown_filter }}", ExitCode::kConfig, "unknown_filter");
+  expect_error("{{ messages | unknown_filter }}", ExitCode::kData, "unknown_filter");
   expect_error("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", ExitCode::kData, "fails on these messages");
 }
 

@@ -2,6 +2,7 @@
 /// Ids, decoded texts and special tokens against transformers (tests/golden/make_text.py), and broken files.
 #include "text/tokenizer.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -46,6 +47,30 @@ void expect_as_golden(const Tokenizer& tokenizer, const ordered_json& expected) 
   }
 }
 
+std::vector<std::string> first_lines(const std::string& file, size_t count) {
+  std::ifstream in(golden::root() / "tests/data/datasets" / file);
+  std::vector<std::string> lines;
+  for (std::string line; lines.size() < count && std::getline(in, line);) {
+    lines.push_back(line);
+  }
+  return lines;
+}
+
+void expect_real_texts_as_golden(const Tokenizer& tokenizer, const ordered_json& hashes) {
+  size_t texts = 0;
+  for (const auto& [file, hash] : hashes.items()) {
+    std::string ids;
+    for (const std::string& line : first_lines(file, goldens()["real_lines"])) {
+      const auto encoding = tokenizer.encode(line, false);
+      ids += fmt::format("{}\n", fmt::join(encoding.ids, " "));
+      EXPECT_EQ(tokenizer.encode(SegmentedText{line, {{0, line.size()}}}, false).ids, encoding.ids) << line;
+      ++texts;
+    }
+    EXPECT_EQ(sha256(ids), hash.get<std::string>()) << file;
+  }
+  EXPECT_GE(texts, 500U);
+}
+
 class RealTokenizer : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -57,6 +82,11 @@ class RealTokenizer : public testing::TestWithParam<std::string> {
 
 TEST_P(RealTokenizer, IsAsInTransformers) {
   expect_as_golden(Tokenizer::load(golden::tokenizer_folder(GetParam())), goldens()["tokenizers"][GetParam()]);
+}
+
+TEST_P(RealTokenizer, GivesTheIdsOfTransformersForRealTexts) {
+  expect_real_texts_as_golden(Tokenizer::load(golden::tokenizer_folder(GetParam())),
+                              goldens()["tokenizers"][GetParam()]["real"]);
 }
 
 TEST_P(RealTokenizer, OffsetsCoverTheText) {
@@ -91,39 +121,9 @@ TEST(TokenizerVariants, AreAsInTransformers) {
     for (const auto& [file, content] : variant["written"].items()) {
       folder.write(file, content.dump());
     }
-    expect_as_golden(Tokenizer::load(folder.path()), variant);
-  }
-}
-
-/// Texts of the data sets, as a data room would tokenize them: lines of JSON hold every kind of punctuation.
-std::vector<std::string> real_texts(size_t count) {
-  std::vector<std::string> texts;
-  for (const char* file : {"dolly_finqa_500.jsonl", "mlx_wikisql_valid.jsonl", "mbpp_601_974.jsonl",
-                           "oasst_en_chat_messages_60.jsonl", "wikitext2_raw_test.txt"}) {
-    std::ifstream in(golden::root() / "tests/data/datasets" / file);
-    std::string line;
-    for (size_t i = 0; i < count && std::getline(in, line); ++i) {
-      texts.push_back(line);
-    }
-  }
-  return texts;
-}
-
-TEST(SentencePiece, GivesTheIdsOfTokenizerJson) {
-  const auto texts = real_texts(150);
-  ASSERT_GE(texts.size(), 500U);
-  for (const std::string name : {"llama2", "mistral-v3", "stories260K"}) {
-    SCOPED_TRACE(name);
-    TokenizerFiles files;
-    files.name = name;
-    files.sentencepiece_model = read_file(golden::tokenizer_folder(name) / "tokenizer.model");
-    files.tokenizer_config = read_file(golden::tokenizer_folder(name) / "tokenizer_config.json");
-    const Tokenizer converted = Tokenizer::from_files(files);
-    const Tokenizer loaded = Tokenizer::load(golden::tokenizer_folder(name));
-    EXPECT_EQ(converted.vocab_size(), loaded.vocab_size());
-    for (const auto& text : texts) {
-      ASSERT_EQ(converted.encode(text, false).ids, loaded.encode(text, false).ids) << text;
-    }
+    const Tokenizer tokenizer = Tokenizer::load(folder.path());
+    expect_as_golden(tokenizer, variant);
+    expect_real_texts_as_golden(tokenizer, variant["real"]);
   }
 }
 
@@ -157,7 +157,7 @@ TEST(Tokenizer, TakesTheChatTemplateFromWhereTransformersDoes) {
 
 TEST(Tokenizer, EncodesFromManyThreads) {
   const Tokenizer tokenizer = Tokenizer::load(golden::tokenizer_folder("llama3-style-4k"));
-  const auto texts = real_texts(40);
+  const auto texts = first_lines("dolly_finqa_500.jsonl", 200);
   std::vector<std::vector<int32_t>> expected;
   for (const auto& text : texts) {
     expected.push_back(tokenizer.encode(text, true).ids);
