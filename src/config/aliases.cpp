@@ -49,7 +49,6 @@ const std::vector<NameAlias>& name_aliases() {
       {"activation_checkpointing", "gradient_checkpointing"},
       {"torch_dtype", "bf16", dtype_means_bf16()},
       {"dtype", "bf16", dtype_means_bf16()},
-      {"preprocessing_workers", "preprocessing_num_workers"},
       {"tokenizer_name_or_path", "tokenizer_name"},
       {"revision", "model_revision"},
       // TRL.
@@ -59,7 +58,6 @@ const std::vector<NameAlias>& name_aliases() {
       {"shuffle_dataset", "shuffle"},
       {"assistant_only_loss", "completion_only_loss"},
       {"chat_template_path", "prompt_template"},
-      {"train_dataset", "train_file"},
       {"eval_dataset", "validation_file"},
       // PEFT's LoraConfig.
       {"r", "lora_r"},
@@ -125,7 +123,7 @@ const std::vector<UnavailableOption>& unavailable_options() {
       {"fp16_full_eval", kUseBf16},
       {"load_in_4bit", kFullPrecisionBase},
       {"load_in_8bit", kFullPrecisionBase},
-      {"token", "download the model first and give its folder, or log in with the hub's own tool"},
+      {"token", "download the model with the hub's own tool and give its folder"},
       {"streaming", "give files that fit on the disk"},
       {"dataset_config_name", "give train_file, or a folder as dataset_name"},
       {"dataset_config", "give train_file, or a folder as dataset_name"},
@@ -152,7 +150,7 @@ const std::vector<UnavailableOption>& unavailable_options() {
       {"local_rank", kOneMachine},
       {"use_mpi", kOneMachine},
       {"use_deepspeed", kOneMachine},
-      {"use_dora", "use use_rslora, or plain LoRA"},
+      {"use_dora", "use plain LoRA or use_rslora"},
       {"bias", "biases stay frozen"},
       {"lora_bias", "biases stay frozen"},
       {"load_best_model_at_end",

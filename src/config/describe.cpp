@@ -155,9 +155,10 @@ Json schema() {
                                             {"deprecated", true}};
   }
   for (const UnavailableOption& option : unavailable_options()) {
-    properties[std::string(option.name)] = {{"description", "Not available in this version: may only be switched off."},
-                                            {"enum", {false, nullptr, "none", "", 0, -1, Json::array()}},
-                                            {"deprecated", true}};
+    properties[std::string(option.name)] = {
+        {"description", "Not available in this version: may only be switched off."},
+        {"enum", {false, nullptr, "none", "", 0, -1, Json::array(), Json::object()}},
+        {"deprecated", true}};
   }
   return {{"$schema", "https://json-schema.org/draft/2020-12/schema"},
           {"title", "Configuration of fettle"},

@@ -29,8 +29,8 @@ const Named* find_named(const std::vector<Named>& all, std::string_view name) {
 
 bool is_switched_off(const Value& value) {
   if (value.kind == Value::Kind::kNull) return true;
-  if (value.kind == Value::Kind::kList) return value.scalars.empty();
-  if (value.kind != Value::Kind::kScalar) return false;
+  if (value.kind == Value::Kind::kFlag) return false;
+  if (value.kind != Value::Kind::kScalar) return value.scalars.empty();
   const std::string& text = value.scalars[0].text;
   static const std::vector<std::string_view> kOff = {"", "none", "None", "null", "-1"};
   return parse_bool(text) == false || std::ranges::find(kOff, text) != kOff.end();
@@ -90,7 +90,6 @@ class Source {
     }
     notice(fmt::format("{} ({}) is called {} here{}", entry.key, entry.where, alias.option,
                        alias.values.empty() ? "" : ": " + renamed.value.scalars[0].text));
-    renamed.where = entry.where;
     set(*find_option(alias.option), renamed);
   }
 

@@ -201,7 +201,7 @@ TEST(Aliases, IgnoredOptionsAreSaidOnce) {
 
 TEST(Aliases, UnavailableOptionsAreAcceptedOnlyWhenOff) {
   for (const UnavailableOption& option : unavailable_options()) {
-    for (const char* off : {"false", "none", "~", "''", "0", "[]", "-1"}) {
+    for (const char* off : {"false", "none", "~", "''", "0", "[]", "{}", "-1"}) {
       EXPECT_THAT(yaml(std::string(option.name) + ": " + off).notices, SizeIs(1)) << option.name << off;
     }
     EXPECT_ANY_THROW(yaml(std::string(option.name) + ": something")) << option.name;
