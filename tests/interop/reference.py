@@ -48,13 +48,11 @@ def random_documents(lengths, vocabulary, seed=0):
 
 
 def write_batch(path, documents):
-    """The documents as one stream, as fettle_parity reads it: labels are shifted inside each document."""
-    lengths = [len(document.input_ids) for document in documents]
-    boundaries = numpy.concatenate([[0], numpy.cumsum(lengths)])
+    """The documents as one stream, as fettle_parity reads it."""
+    boundaries = numpy.concatenate([[0], numpy.cumsum([len(document.input_ids) for document in documents])])
     stream = {
         "tokens": sum((document.input_ids for document in documents), []),
-        "labels": sum((document.labels[1:] + [IGNORE] for document in documents), []),
-        "positions": sum((list(range(length)) for length in lengths), []),
+        "labels": sum((document.labels for document in documents), []),
         "cu_seqlens": boundaries.tolist(),
     }
     safetensors.torch.save_file({name: torch.tensor(values, dtype=torch.int64) for name, values in stream.items()}, path)

@@ -39,14 +39,16 @@ class Case:
 def ours(parity, tmp_path):
     """Runs our program on a case and returns its Result."""
 
-    def run(case, dtype="float32", **options):
+    def run(case, *options, dtype="float32"):
         batch = reference.write_batch(tmp_path / "batch.safetensors", case.documents)
         output = tmp_path / "ours.safetensors"
-        trainable = {"adapter": case.adapter} if case.adapter else {"full": True}
-        parity(model=case.model, batch=batch, output=output, dtype=dtype, threads=2, **trainable, **options)
+        trainable = ("--adapter", case.adapter) if case.adapter else ("--full",)
+        parity("--model", case.model, "--batch", batch, "--output", output, "--dtype", dtype, *trainable, *options)
         tensors = safetensors.torch.load_file(output)
-        gradients = {name.removeprefix("grad."): t for name, t in tensors.items() if name.startswith("grad.")}
-        return reference.Result(tensors["logits"], tensors["loss"].item(), gradients)
+        targets = tensors["target_tokens"].item()
+        assert targets == sum(document.targets() for document in case.documents)
+        gradients = {name.removeprefix("grad."): t / targets for name, t in tensors.items() if name.startswith("grad.")}
+        return reference.Result(tensors["logits"], tensors["loss_sum"].item() / targets, gradients)
 
     return run
 
@@ -109,7 +111,7 @@ def test_kinds_of_file(ours, make_case, family, variant):
 def test_gradient_checkpointing_changes_no_bit(ours, make_case, family, adapter):
     for dtype in ("float32", "bfloat16"):
         case = make_case(family, adapter=adapter)
-        kept, recomputed = ours(case, dtype), ours(case, dtype, gradient_checkpointing=True)
+        kept, recomputed = ours(case, dtype=dtype), ours(case, "--gradient_checkpointing", dtype=dtype)
         assert kept.loss == recomputed.loss
         for name, gradient in kept.gradients.items():
             assert torch.equal(gradient, recomputed.gradients[name]), name
@@ -137,7 +139,7 @@ def test_bfloat16_is_within_the_spread_of_transformers(ours, make_case, family, 
         for autocast in (True, False) if adapter else (True,):
             model = reference.load(case.model, case.adapter, torch.bfloat16, attention, autocast)
             theirs.append(distances(reference.run(model, case.documents), truth))
-    result = ours(case, "bfloat16")
+    result = ours(case, dtype="bfloat16")
     assert sorted(result.gradients) == sorted(truth.gradients)
     for measure, distance in distances(result, truth).items():
         farthest = max(other[measure] for other in theirs)

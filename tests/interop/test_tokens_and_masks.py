@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens and targets of real records: `fettle preprocess` against the dataset that TRL's SFTTrainer prepares.
+
+Equality is exact, id for id and label for label. Only what a record means is written twice (the alpaca text below);
+templates, BOS and EOS, masks and truncation are TRL's and transformers' own.
+"""
+
+import json
+import random
+
+import datasets
+import pytest
+import transformers
+import trl
+from conftest import DATASETS, REPOSITORY, STORIES260K, read_jsonl
+from marked_templates import marked
+
+FAMILIES = ["llama2", "smollm2", "llama3-style-4k", "qwen3", "mistral-v3"]
+CHAT_FAMILIES_WITH_TOOLS = ["qwen3"]
+IGNORE = -100
+
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
+    "### Response:\n"
+)
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+def alpaca_records():
+    """540 records of three kinds: short answers, medical prose, tables; with and without input."""
+    medical = json.loads((REPOSITORY / "examples/data/medical_meadow_wikidoc_patient_2000.json").read_text())
+    tables = json.loads((DATASETS / "tatqa_dev_alpaca_1000.json").read_text())
+    chosen = read_jsonl(DATASETS / "dolly_finqa_500.jsonl")[::2] + medical[::12] + tables[::8]
+    return [
+        {key: record.get(key) or "" for key in ("instruction", "input", "output")}
+        for record in chosen
+        if record["output"].strip()
+    ]
+
+
+def conversations():
+    """160 chats of two to ten turns."""
+    chats = [record["messages"] for record in read_jsonl(DATASETS / "oasst_en_chat_messages_60.jsonl")]
+    roles = {"human": "user", "gpt": "assistant"}
+    for record in json.loads((DATASETS / "fastchat_dummy_sharegpt_400.json").read_text())[::4]:
+        chats.append([{"role": roles[turn["from"]], "content": turn["value"]} for turn in record["conversations"]])
+    return chats
+
+
+class Trl:
+    """What SFTTrainer makes of records; the model is only there because it wants one."""
+
+    def __init__(self, folder, output):
+        self.folder = folder
+        self.output = output
+        config = transformers.LlamaConfig(
+            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        )
+        self.model = transformers.LlamaForCausalLM(config)
+
+    def prepare(self, records, chat_template=None, **settings):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
+        if chat_template:
+            tokenizer.chat_template = chat_template
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        arguments = trl.SFTConfig(
+            output_dir=str(self.output), report_to="none", use_cpu=True, bf16=False, shuffle_dataset=False, **settings
+        )
+        trainer = trl.SFTTrainer(
+            model=self.model,
+            args=arguments,
+            train_dataset=datasets.Dataset.from_list(records),
+            processing_class=tokenizer,
+        )
+        return [(row["input_ids"], row["labels"]) for row in trainer.train_dataset]
+
+
+@pytest.fixture
+def reference(tokenizer_folders, tmp_path):
+    return lambda family: Trl(tokenizer_folders[family], tmp_path / "trl")
+
+
+@pytest.fixture
+def preprocess(fettle, tokenizer_folders, tmp_path):
+    """`preprocess("llama2", file, prompt_template=…)` → [(input_ids, labels)]."""
+
+    def run(family, file, **options):
+        output = tmp_path / f"{random.random()}.jsonl"
+        fettle(
+            "preprocess",
+            model_name_or_path=STORIES260K,
+            tokenizer_name=tokenizer_folders[family],
+            train_file=file,
+            output=output,
+            **{"max_seq_length": 4096, **options},
+        )
+        return [(line["input_ids"], line["labels"]) for line in read_jsonl(output)]
+
+    return run
+
+
+def assert_same(ours, theirs, at_least):
+    assert len(ours) == len(theirs) >= at_least
+    for number, (mine, their) in enumerate(zip(ours, theirs, strict=True)):
+        assert mine[0] == their[0], f"tokens of document {number}"
+        assert mine[1] == their[1], f"targets of document {number}"
+    targets = sum(label != IGNORE for _, labels in theirs for label in labels)
+    assert targets > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_alpaca_template(family, reference, preprocess, write_jsonl):
+    records = alpaca_records()
+    pairs = [
+        {"prompt": (WITH_INPUT if r["input"] else WITHOUT_INPUT).format(**r), "completion": r["output"]} for r in records
+    ]
+    theirs = reference(family).prepare(pairs, max_length=4096)
+    ours = preprocess(family, write_jsonl("alpaca.jsonl", records), prompt_template="alpaca")
+    assert_same(ours, theirs, 500)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chat_template(family, reference, preprocess, write_jsonl):
+    records = alpaca_records()
+    pairs = [
+        {
+            "prompt": [{"role": "user", "content": r["instruction"] + ("\n\n" + r["input"] if r["input"] else "")}],
+            "completion": [{"role": "assistant", "content": r["output"]}],
+        }
+        for r in records
+    ]
+    theirs = reference(family).prepare(pairs, max_length=4096)
+    ours = preprocess(family, write_jsonl("chat.jsonl", records))
+    assert_same(ours, theirs, 500)
+    assert_same(preprocess(family, write_jsonl("pairs.jsonl", pairs)), theirs, 500)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_assistant_turn(family, reference, preprocess, write_jsonl, tokenizer_folders):
+    chats = [{"messages": messages} for messages in conversations()]
+    template = json.loads((tokenizer_folders[family] / "tokenizer_config.json").read_text())["chat_template"]
+    theirs = reference(family).prepare(
+        chats, chat_template=marked(family, template), assistant_only_loss=True, max_length=4096
+    )
+    assert_same(preprocess(family, write_jsonl("messages.jsonl", chats)), theirs, 160)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama3"])
+def test_training_templates_of_trl(family, reference, preprocess, write_jsonl):
+    folder = {"qwen3": "qwen3", "llama3": "llama3-style-4k"}[family]
+    path = trl.chat_template_utils._CHAT_TEMPLATES_DIR / f"{family}_training.jinja"
+    chats = [{"messages": messages} for messages in conversations()]
+    theirs = reference(folder).prepare(
+        chats, chat_template=path.read_text(), assistant_only_loss=True, max_length=4096
+    )
+    assert_same(preprocess(folder, write_jsonl("messages.jsonl", chats), prompt_template=path), theirs, 160)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_truncation_and_whole_loss(family, reference, preprocess, write_jsonl):
+    texts = read_jsonl(DATASETS / "mlx_wikisql_valid.jsonl") + read_jsonl(
+        REPOSITORY / "examples/data/tinystories_valid_350.jsonl"
+    )
+    file = write_jsonl("text.jsonl", texts)
+    theirs = reference(family).prepare(texts, max_length=64)
+    ours = preprocess(family, file, max_seq_length=64, packing=False)
+    assert_same(ours, theirs, 450)
+    assert max(len(ids) for ids, _ in ours) == 64
+
+
+def test_truncated_prompts_are_dropped(reference, preprocess, write_jsonl):
+    records = alpaca_records()
+    pairs = [
+        {"prompt": (WITH_INPUT if r["input"] else WITHOUT_INPUT).format(**r), "completion": r["output"]} for r in records
+    ]
+    theirs = reference("smollm2").prepare(pairs, max_length=128)
+    ours = preprocess("smollm2", write_jsonl("alpaca.jsonl", records), prompt_template="alpaca", max_seq_length=128)
+    assert_same(ours, theirs, 100)
+    assert len(ours) < len(records)
+
+
+def test_pieces_of_bfd_split(reference, preprocess, write_jsonl):
+    texts = read_jsonl(REPOSITORY / "examples/data/tinystories_valid_350.jsonl")
+    theirs = reference("smollm2").prepare(texts, max_length=4096)
+    ours = preprocess("smollm2", write_jsonl("text.jsonl", texts), max_seq_length=32, packing_strategy="bfd_split")
+    pieces = [
+        (ids[begin : begin + 32], labels[begin : begin + 32])
+        for ids, labels in theirs
+        for begin in range(0, len(ids), 32)
+        if len(ids) - begin > 1  # one token alone predicts nothing
+    ]
+    assert_same(ours, pieces, 1000)
+
+
+def test_tokenized_records(reference, preprocess, write_jsonl):
+    rows = [
+        {"input_ids": list(range(5 + n, 25 + n)), "completion_mask": [int(t > n) for t in range(20)]} for n in range(10)
+    ]
+    assert_same(preprocess("smollm2", write_jsonl("ids.jsonl", rows)), reference("smollm2").prepare(rows), 10)
+
+
+@pytest.mark.parametrize("family", CHAT_FAMILIES_WITH_TOOLS)
+def test_tool_calls(family, reference, preprocess, tokenizer_folders):
+    file = DATASETS / "glaive_toolcall_sharegpt_200.json"
+    template = json.loads((tokenizer_folders[family] / "tokenizer_config.json").read_text())["chat_template"]
+    rows = [tool_conversation(record) for record in json.loads(file.read_text())]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folders[family])
+    ours = preprocess(family, file, max_seq_length=8192)
+    assert len(ours) == len(rows) == 200
+    for (ids, labels), (messages, tools) in zip(ours, rows, strict=True):
+        theirs = tokenizer.apply_chat_template(
+            messages,
+            tools=tools,
+            chat_template=marked(family, template),
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        assert ids == theirs["input_ids"]
+        assert [label != IGNORE for label in labels] == [bit == 1 for bit in theirs["assistant_masks"]]
+
+
+def tool_conversation(record):
+    """ShareGPT's tool turns as transformers takes them."""
+    messages = []
+    for turn in record["conversations"]:
+        if turn["from"] == "function_call":
+            call = {"type": "function", "function": json.loads(turn["value"])}
+            messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        else:
+            role = {"human": "user", "gpt": "assistant", "observation": "tool", "system": "system"}[turn["from"]]
+            messages.append({"role": role, "content": turn["value"]})
+    return messages, json.loads(record["tools"]) or None
