@@ -40,11 +40,18 @@ void write_documents(const TokenDataset& dataset, const text::Tokenizer& tokeniz
   log::info("{} documents written to {}", dataset.size(), path);
 }
 
+/// tokenizer_name alone is enough: no model is needed to make tokens.
+text::Tokenizer load_tokenizer(const config::ModelConfig& model) {
+  if (!model.tokenizer_name.empty()) {
+    return text::Tokenizer::load(hub::resolve_folder(model.tokenizer_name, model, "tokenizer_name"));
+  }
+  return text::Tokenizer::load(hub::resolve_model(model).tokenizer_folder);
+}
+
 }  // namespace
 
 int preprocess(const config::Config& config) {
-  const auto model = hub::resolve_model(config.model);
-  const auto tokenizer = text::Tokenizer::load(model.tokenizer_folder);
+  const auto tokenizer = load_tokenizer(config.model);
   const TokenDataset train = prepare(config.data, tokenizer, true).train;
   if (::isatty(STDOUT_FILENO) != 0) {
     const int64_t shown = std::min(config.preprocess.preview_samples, train.size());

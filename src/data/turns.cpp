@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "data/utf8.h"
 
 namespace fettle::data {
 namespace {
@@ -113,9 +114,19 @@ class TurnFinder {
     if (std::string_view(full_.text).substr(begin).starts_with(turn)) return {begin, begin + turn.size()};
     const auto own = std::count_if(through.user.begin(), through.user.end(),
                                    [&](const Span& span) { return span.begin >= begin_through; });
-    const auto end = Boundary{through, full_, begin, static_cast<size_t>(own), std::string::npos}.find();
+    const auto end = own == 0 ? end_of_empty(turn, begin)
+                              : Boundary{through, full_, begin, static_cast<size_t>(own), std::string::npos}.find();
     if (!end) fail(index, "the end");
     return checked(index, {begin, *end});
+  }
+
+  /// The end of a turn without any text of the record, of which `turn` is a rendering that may open with more.
+  [[nodiscard]] std::optional<size_t> end_of_empty(std::string_view turn, size_t begin) const {
+    const std::string_view rest = std::string_view(full_.text).substr(begin);
+    for (; !is_blank(turn); turn.remove_prefix(1)) {
+      if (rest.starts_with(turn)) return begin + turn.size();
+    }
+    return std::nullopt;
   }
 
   /// An assistant who speaks first has no prompt to generate from: the header that the template writes is not a target.

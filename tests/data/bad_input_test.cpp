@@ -168,20 +168,30 @@ std::vector<BadInput> message_cases() {
   const auto llama2 = [](config::DataConfig& c) { c.prompt_template = "llama2"; };
   return {
       {"MessagesText", "a.jsonl", R"({"messages": "hello"})", kData, "column 'messages' is text, not a list", llama2},
-      {"MessagesStrings", "a.jsonl", R"({"messages": ["hello"]})", kData, "holds something other than messages", llama2},
+      {"MessagesStrings", "a.jsonl", R"({"messages": ["hello"]})", kData, "holds something other than messages",
+       llama2},
       {"MessagesEmpty", "a.jsonl", R"({"messages": []})", kData, "empty × 1", llama2},
       {"NoRole", "a.jsonl", R"({"messages": [{"content": "a"}]})", kData, "a message has no role", llama2},
-      {"ContentNumber", "a.jsonl", R"({"messages": [{"role": "user", "content": 1}]})", kData, "content is a number", llama2},
-      {"Image", "a.jsonl", R"({"messages": [{"role": "user", "content": [{"type": "image"}]}]})", kData, "something other than text", llama2},
-      {"NoAssistant", "a.jsonl", R"({"messages": [{"role": "user", "content": "a"}]})", kData, "no assistant turn × 1", llama2},
-      {"TemplateRefuses", "a.jsonl", R"({"messages": [{"role": "assistant", "content": "a"}]})", kData, "the roles user and assistant in turn", llama2},
-      {"Speaker", "a.jsonl", R"({"conversations": [{"from": "alien", "value": "a"}]})", kData, "a message is from 'alien'", llama2},
-      {"SpeakerNull", "a.jsonl", R"({"conversations": [{"from": null, "value": "a"}]})", kData, "'from' is not text", llama2},
+      {"ContentNumber", "a.jsonl", R"({"messages": [{"role": "user", "content": 1}]})", kData, "content is a number",
+       llama2},
+      {"Image", "a.jsonl", R"({"messages": [{"role": "user", "content": [{"type": "image"}]}]})", kData,
+       "something other than text", llama2},
+      {"NoAssistant", "a.jsonl", R"({"messages": [{"role": "user", "content": "a"}]})", kData, "no assistant turn × 1",
+       llama2},
+      {"TemplateRefuses", "a.jsonl", R"({"messages": [{"role": "assistant", "content": "a"}]})", kData,
+       "the roles user and assistant in turn", llama2},
+      {"Speaker", "a.jsonl", R"({"conversations": [{"from": "alien", "value": "a"}]})", kData,
+       "a message is from 'alien'", llama2},
+      {"SpeakerNull", "a.jsonl", R"({"conversations": [{"from": null, "value": "a"}]})", kData, "'from' is not text",
+       llama2},
       {"NoValue", "a.jsonl", R"({"conversations": [{"from": "human"}]})", kData, "a message has no 'value'", llama2},
-      {"CallNotJson", "a.jsonl", R"({"conversations": [{"from": "function_call", "value": "f(x)"}]})", kData, "a function_call is not JSON", llama2},
-      {"ToolsNotJson", "a.jsonl", R"({"tools": "[{", "messages": [{"role": "user", "content": "a"}]})", kData, "column 'tools' is not JSON", llama2},
-      {"PromptNotPaired", "a.jsonl", R"({"prompt": [{"role": "user", "content": "a"}], "completion": "b"})", kData, "column 'completion' is text, not a list", llama2},
-};
+      {"CallNotJson", "a.jsonl", R"({"conversations": [{"from": "function_call", "value": "f[x]"}]})", kData,
+       "a function_call is not JSON", llama2},
+      {"ToolsNotJson", "a.jsonl", R"({"tools": "[{", "messages": [{"role": "user", "content": "a"}]})", kData,
+       "column 'tools' is not JSON", llama2},
+      {"PromptNotPaired", "a.jsonl", R"({"prompt": [{"role": "user", "content": "a"}], "completion": "b"})", kData,
+       "column 'completion' is text, not a list", llama2},
+  };
 }
 
 std::string name_of(const testing::TestParamInfo<BadInput>& info) {
