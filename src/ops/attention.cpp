@@ -188,6 +188,9 @@ at::Tensor attention_with_past(const at::Tensor& query, const at::Tensor& key, c
                                const AttentionSpec& spec) {
   check(query, key, value);
   TORCH_CHECK(0 < query.size(0) && query.size(0) <= key.size(0), "attention: more queries than keys");
+  if (query.size(0) == key.size(0)) {
+    return attention(query, key, value, spec, {0, static_cast<int32_t>(query.size(0))});
+  }
   const int64_t first = spec.window == 0 ? 0 : std::max<int64_t>(0, key.size(0) - query.size(0) - spec.window + 1);
   const Segment segment{0, query.size(0), first, key.size(0) - first, /*causal=*/false};
   const std::optional<at::Tensor> mask =

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Attention over documents against its twin (explicit scores and mask) in float64.
+#include "ops/attention.h"
+
+#include <ATen/ops/equal.h>
+#include <c10/util/Exception.h>
+
+#include "reference.h"
+
+namespace fettle::ops {
+namespace {
+
+using testing::expect_matches_twin;
+using testing::random;
+
+struct Case {
+  int64_t heads;
+  int64_t key_heads;
+  int64_t window;
+  std::vector<int32_t> boundaries;
+};
+
+TEST(Attention, MatchesTwinForwardAndBackward) {
+  const std::vector<Case> cases{
+      {2, 2, 0, {0, 40}},              // one document
+      {6, 2, 0, {0, 1, 40, 40, 131}},  // grouped queries; documents of 1 and 0 tokens
+      {4, 1, 7, {0, 5, 60}},           // one shorter and one longer than the window
+      {2, 1, 1, {0, 9}},               // sees itself only
+      {2, 2, 300, {0, 700, 950}},      // several segments in a document
+      {2, 1, 100, {0, 600}},           // window below the least block
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE("heads " + std::to_string(c.heads) + "/" + std::to_string(c.key_heads) + " window " +
+                 std::to_string(c.window));
+    const int64_t tokens = c.boundaries.back();
+    const AttentionSpec spec{.scale = 0.25, .window = c.window};
+    expect_matches_twin(
+        [&](const auto& in) { return attention(in[0], in[1], in[2], spec, c.boundaries); },
+        [&](const auto& in) { return composite::attention(in[0], in[1], in[2], spec, c.boundaries); },
+        {random({tokens, c.heads, 16}), random({tokens, c.key_heads, 16}), random({tokens, c.key_heads, 16})});
+  }
+}
+
+TEST(Attention, DocumentsDoNotSeeEachOther) {
+  const AttentionSpec spec{.scale = 0.25, .window = 0};
+  const at::Tensor q = random({30, 2, 16}).to(at::kFloat);
+  const at::Tensor k = random({30, 1, 16}).to(at::kFloat);
+  const at::Tensor v = random({30, 1, 16}).to(at::kFloat);
+  at::Tensor k2 = k.clone();
+  k2.narrow(0, 0, 10).fill_(100.0);
+  const at::Tensor before = attention(q, k, v, spec, {0, 10, 30});
+  const at::Tensor after = attention(q, k2, v, spec, {0, 10, 30});
+  EXPECT_TRUE(at::equal(before.narrow(0, 10, 20), after.narrow(0, 10, 20)));
+  EXPECT_FALSE(at::equal(before.narrow(0, 0, 10), after.narrow(0, 0, 10)));
+}
+
+TEST(AttentionWithPast, EqualsTheLastRowsOfTheWhole) {
+  for (const int64_t window : {0, 6}) {
+    const AttentionSpec spec{.scale = 0.25, .window = window};
+    const at::Tensor q = random({20, 4, 16}).to(at::kFloat);
+    const at::Tensor k = random({20, 2, 16}).to(at::kFloat);
+    const at::Tensor v = random({20, 2, 16}).to(at::kFloat);
+    const at::Tensor whole = composite::attention(q, k, v, spec, {0, 20});
+    for (const int64_t last : {1, 3, 20}) {
+      testing::expect_close(attention_with_past(q.narrow(0, 20 - last, last), k, v, spec),
+                            whole.narrow(0, 20 - last, last), testing::tolerance(at::kFloat), std::to_string(last));
+    }
+  }
+}
+
+TEST(Attention, RefusesBoundariesThatDoNotCoverTheTokens) {
+  const at::Tensor x = random({8, 1, 16}).to(at::kFloat);
+  for (const auto& boundaries : std::vector<std::vector<int32_t>>{{}, {0}, {0, 7}, {1, 8}, {0, 6, 5, 8}}) {
+    EXPECT_THROW(attention(x, x, x, {}, boundaries), c10::Error);
+  }
+}
+
+}  // namespace
+}  // namespace fettle::ops
