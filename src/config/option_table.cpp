@@ -206,6 +206,12 @@ std::vector<Option> device_options() {
 
 }  // namespace
 
+std::vector<Option> table::join(std::initializer_list<std::vector<Option>> parts) {
+  std::vector<Option> all;
+  for (const std::vector<Option>& part : parts) all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
 const std::vector<Section>& sections() {
   static const std::vector<Section> all = {
       {"Model", model_options()},

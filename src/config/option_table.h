@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -115,6 +116,9 @@ constexpr Range between(double minimum, double maximum) {
 constexpr Range from_to_below(double minimum, double maximum) {
   return {.minimum = minimum, .maximum = maximum, .maximum_excluded = true};
 }
+
+/// A section's parts, one after the other.
+std::vector<Option> join(std::initializer_list<std::vector<Option>> parts);
 
 std::vector<Option> data_options();
 std::vector<Option> training_options();

@@ -7,7 +7,7 @@ namespace {
 
 constexpr unsigned kRecords = kTrain | kEval | kPreprocess;
 
-std::vector<Option> record_options() {
+std::vector<Option> source_options() {
   return {
       {.name = "dataset_name",
        .slot = slot<&DataConfig::dataset_name>,
@@ -44,6 +44,11 @@ std::vector<Option> record_options() {
        .slot = slot<&DataConfig::prompt_without_input>,
        .help = "The same for a record without an input.",
        .commands = kAll},
+  };
+}
+
+std::vector<Option> column_options() {
+  return {
       {.name = "instruction_column",
        .slot = slot<&DataConfig::instruction_column>,
        .help = "Column of an alpaca record's instruction.",
@@ -113,6 +118,11 @@ std::vector<Option> token_options() {
        .slot = slot<&DataConfig::shuffle>,
        .help = "A new order in every epoch, decided by seed; false: the file's order.",
        .commands = kTrain},
+  };
+}
+
+std::vector<Option> selection_options() {
+  return {
       {.name = "on_bad_record",
        .slot = slot<&DataConfig::on_bad_record>,
        .help = "A record that cannot be used stops the run, or is left out and counted.",
@@ -157,9 +167,7 @@ std::vector<Option> token_options() {
 }  // namespace
 
 std::vector<Option> data_options() {
-  std::vector<Option> all = record_options();
-  for (Option& option : token_options()) all.push_back(std::move(option));
-  return all;
+  return join({source_options(), column_options(), token_options(), selection_options()});
 }
 
 }  // namespace fettle::config::table

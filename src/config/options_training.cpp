@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The option table's training section.
-#include <utility>
-
 #include "config/option_table.h"
 
 namespace fettle::config::table {
@@ -9,7 +7,7 @@ namespace {
 
 constexpr unsigned kTrainOrEval = kTrain | kEval;
 
-std::vector<Option> optimizer_options() {
+std::vector<Option> batch_options() {
   return {
       {.name = "do_train", .slot = slot<&TrainingConfig::do_train>, .help = "Train.", .commands = kTrain},
       {.name = "do_eval",
@@ -58,6 +56,11 @@ std::vector<Option> optimizer_options() {
        .help = "Steps of warm-up in place of warmup_ratio; below 1: a ratio.",
        .commands = kTrain,
        .range = {.minimum = 0, .whole_from_one = true}},
+  };
+}
+
+std::vector<Option> optimizer_options() {
+  return {
       {.name = "weight_decay",
        .slot = slot<&TrainingConfig::weight_decay>,
        .help = "Decoupled weight decay of all trained matrices; biases and norms have none.",
@@ -114,6 +117,11 @@ std::vector<Option> loop_options() {
        .slot = slot<&TrainingConfig::gradient_checkpointing>,
        .help = "Recompute the layers' activations in the backward pass to save memory.",
        .commands = kTrain},
+  };
+}
+
+std::vector<Option> interval_options() {
+  return {
       {.name = "logging_steps",
        .slot = slot<&TrainingConfig::logging_steps>,
        .help = "A log line every so many steps; below 1: a ratio of all steps.",
@@ -162,9 +170,7 @@ std::vector<Option> loop_options() {
 }  // namespace
 
 std::vector<Option> training_options() {
-  std::vector<Option> all = optimizer_options();
-  for (Option& option : loop_options()) all.push_back(std::move(option));
-  return all;
+  return join({batch_options(), optimizer_options(), loop_options(), interval_options()});
 }
 
 }  // namespace fettle::config::table

@@ -99,8 +99,9 @@ bool may_have_evaluation_records(const DataConfig& data) {
 void check_data(Rules& rules, const DataConfig& data) {
   rules.exclusive("train_file", "dataset_name");
   rules.exclusive("validation_file", "validation_split_percentage");
-  if (!data.completion_only_loss)
+  if (!data.completion_only_loss) {
     rules.no_effect("mask_history", "completion_only_loss is false", "completion_only_loss");
+  }
   if (!data.packing) rules.no_effect("packing_strategy", "packing is false", "packing");
   if (data.prompt_template == "none") {
     rules.no_effect({"prompt_with_input", "prompt_without_input"}, "prompt_template is none", "prompt_template");
