@@ -6,7 +6,9 @@ clipping and weight decay. transformers divides the loss of a step by the number
 (num_items_in_batch); so does Fettle.
 """
 
+import dataclasses
 import logging
+import pathlib
 import warnings
 
 import make_adapters
@@ -25,11 +27,23 @@ ADAPTED = [("llama3", "all_linear"), ("mistral", "attention"), ("qwen2", "regex"
 WHOLE = ["llama2", "mistral", "qwen2", "qwen3"]
 
 
+@dataclasses.dataclass
+class Task:
+    """One model and the records that both sides train it on."""
+
+    model: pathlib.Path
+    records: list
+    train_file: pathlib.Path
+    folder: pathlib.Path  # for what a test writes
+
+
 @pytest.fixture
-def records(tiny_models):
+def make_task(tiny_models, write_jsonl, tmp_path):
     def make(family):
-        vocabulary = transformers.AutoConfig.from_pretrained(tiny_models(family)).vocab_size
-        return trainers.random_records(RECORDS, vocabulary)
+        model = tiny_models(family)
+        vocabulary = transformers.AutoConfig.from_pretrained(model).vocab_size
+        records = trainers.random_records(RECORDS, vocabulary)
+        return Task(model, records, write_jsonl("train.jsonl", records), tmp_path)
 
     return make
 
@@ -46,25 +60,15 @@ def assert_same_steps(ours, theirs, settings):
     assert sum(again) < 0.98 * sum(first), "nothing was learnt: a weaker test"
 
 
-def eval_logits(fettle, folder, records_file, **options):
-    """The logits of every record, as `fettle eval` writes them, in float32."""
-    path = folder / "logits.safetensors"
-    fettle(
-        "eval",
-        validation_file=records_file,
-        dataset_format="tokenized",
-        max_seq_length=256,
-        bf16=False,
-        logits_file=path,
-        **options,
-    )
-    return safetensors.torch.load_file(path)
-
-
-def assert_same_logits(model, records, logits):
-    assert len(logits) == len(records)
+def assert_same_logits(fettle, model, task, **options):
+    """`fettle eval` gives the logits of `model` for every record."""
+    path = task.folder / "logits.safetensors"
+    settings = {"dataset_format": "tokenized", "max_seq_length": 256, "bf16": False}
+    fettle("eval", validation_file=task.train_file, logits_file=path, **settings, **options)
+    logits = safetensors.torch.load_file(path)
+    assert len(logits) == len(task.records)
     with torch.no_grad():
-        for number, record in enumerate(records):
+        for number, record in enumerate(task.records):
             theirs = model(input_ids=torch.tensor([record["input_ids"]])).logits[0]
             ours = logits[f"record.{number}"]
             assert ours.shape == theirs.shape
@@ -92,39 +96,35 @@ def complaints(action):
 
 
 @pytest.mark.parametrize(("family", "adapter"), ADAPTED)
-def test_lora(fettle, tiny_models, records, write_jsonl, tmp_path, family, adapter):
-    settings, data, model = trainers.Settings(max_steps=STEPS), records(family), tiny_models(family)
-    initial = make_adapters.make(adapter, model, tmp_path / "initial", initial=True)
-    theirs = trainers.train_theirs(trainers.load(model, initial), data, settings, tmp_path / "theirs")
-    train_file = write_jsonl("train.jsonl", data)
-    output = tmp_path / "ours"
-    ours = trainers.train_ours(
-        fettle, settings, output, model_name_or_path=model, adapter_name_or_path=initial, train_file=train_file
-    )
+def test_lora(fettle, make_task, family, adapter):
+    task, settings = make_task(family), trainers.Settings(max_steps=STEPS)
+    initial = make_adapters.make(adapter, task.model, task.folder / "initial", initial=True)
+    model = trainers.load(task.model, initial)
+    theirs = trainers.train_theirs(model, task.records, settings, task.folder / "theirs")
+    output = task.folder / "ours"
+    start = {"model_name_or_path": task.model, "adapter_name_or_path": initial, "train_file": task.train_file}
+    ours = trainers.train_ours(fettle, settings, output, **start)
     assert_same_steps(ours, theirs, settings)
 
     # PEFT says nothing about our adapter that it does not say about its own, and computes what we compute.
     def load(folder):
-        base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        base = transformers.AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32)
         return peft.PeftModel.from_pretrained(base, folder).eval()
 
     usual, _ = complaints(lambda: load(initial))
     about_ours, loaded = complaints(lambda: load(output))
     assert set(about_ours) <= set(usual)
-    logits = eval_logits(fettle, tmp_path, train_file, model_name_or_path=model, adapter_name_or_path=output)
-    assert_same_logits(loaded, data, logits)
+    assert_same_logits(fettle, loaded, task, model_name_or_path=task.model, adapter_name_or_path=output)
 
 
 @pytest.mark.parametrize("family", WHOLE)
-def test_full(fettle, tiny_models, records, write_jsonl, tmp_path, family):
-    settings = trainers.Settings(max_steps=STEPS, learning_rate=2e-3)
-    data, model = records(family), tiny_models(family)
-    theirs = trainers.train_theirs(trainers.load(model, None), data, settings, tmp_path / "theirs")
-    train_file = write_jsonl("train.jsonl", data)
-    output = tmp_path / "ours"
-    ours = trainers.train_ours(
-        fettle, settings, output, model_name_or_path=model, use_peft=False, train_file=train_file, max_shard_size="100KB"
-    )
+def test_full(fettle, make_task, family):
+    task, settings = make_task(family), trainers.Settings(max_steps=STEPS, learning_rate=2e-3)
+    model = trainers.load(task.model, None)
+    theirs = trainers.train_theirs(model, task.records, settings, task.folder / "theirs")
+    output = task.folder / "ours"
+    start = {"model_name_or_path": task.model, "use_peft": False, "train_file": task.train_file}
+    ours = trainers.train_ours(fettle, settings, output, **start, max_shard_size="100KB")
     assert_same_steps(ours, theirs, settings)
     assert (output / "model.safetensors.index.json").exists(), "100 KB a file is less than the model"
 
@@ -135,6 +135,5 @@ def test_full(fettle, tiny_models, records, write_jsonl, tmp_path, family):
     assert not about_ours
     assert not any(information.values()), information
     assert loaded.dtype == torch.float32, "saved in the base's type"
-    logits = eval_logits(fettle, tmp_path, train_file, model_name_or_path=output)
-    assert_same_logits(loaded.eval(), data, logits)
+    assert_same_logits(fettle, loaded.eval(), task, model_name_or_path=output)
     assert transformers.AutoTokenizer.from_pretrained(output).vocab_size > 0
