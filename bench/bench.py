@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures Fettle against transformers + peft + trl on this machine and writes docs/benchmarks.md and .json.
+
+    python bench/bench.py [--quick]
+
+Each measurement is a process of its own, one at a time, all with the same number of torch threads; the two sides take
+turns, and the medians over all turns are reported. --quick (for continuous integration): one short turn, and the report
+goes to build/bench instead of docs.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import report
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+REFERENCE = REPOSITORY / "bench/reference_lora.py"
+ROWS, ROW_TOKENS = 4, 512
+DATASETS = {
+    "medical_meadow": REPOSITORY / "examples/data/medical_meadow_wikidoc_patient_2000.json",
+    "dolly_finqa": REPOSITORY / "tests/data/datasets/dolly_finqa_500.jsonl",
+}
+RECORDS = 500
+LORA = {"lora_r": 8, "lora_alpha": 16, "learning_rate": 2e-4, "logging_steps": 1, "save_strategy": "no"}
+# Neither side evaluates or reads back what it saved: only training is measured.
+ONLY_TRAIN = {"do_eval": "false", "verify_saved_model": "false", "log_level": "warning"}
+
+
+class Bench:
+    """What all measurements share: programs, threads, the folder of the inputs."""
+
+    def __init__(self, build, folder):
+        self.fettle = build / "fettle"
+        self.folder = folder
+        self.threads = len(os.sched_getaffinity(0))
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
+        self.environment["XDG_CACHE_HOME"] = str(folder / "cache")
+        self.model = folder / "llama-135m"
+
+    def run(self, command):
+        """Runs a command; returns its output and the most memory it had at once (VmHWM)."""
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=errors, env=self.environment)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            output.seek(0), errors.seek(0)
+            if process.returncode != 0:
+                sys.exit(f"{' '.join(map(str, command))}\n{errors.read().decode()[-3000:]}\nexit {process.returncode}")
+            return output.read().decode(), usage.ru_maxrss * 1024
+
+    def reference(self, *arguments):
+        output, memory = self.run([sys.executable, REFERENCE, *arguments])
+        return {**json.loads(output.splitlines()[-1]), "memory": memory}
+
+    def train(self, **options):
+        """`fettle train`; the seconds and tokens of each step but the first, from metrics.jsonl."""
+        output = self.folder / "ours"
+        shutil.rmtree(output, ignore_errors=True)
+        options = {"model_name_or_path": self.model, "output_dir": output, "num_threads": self.threads, **options}
+        options = {**LORA, **ONLY_TRAIN, **options}
+        _, memory = self.run([self.fettle, "train", *(f"--{key}={value}" for key, value in options.items())])
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        lines = [line for line in lines if "loss" in line]
+        steps = []
+        for before, line in zip(lines, lines[1:]):
+            tokens = line["tokens"] - before["tokens"]
+            targets = line["target_tokens"] - before["target_tokens"]
+            steps.append({"seconds": tokens / line["tokens_per_second"], "tokens": tokens, "target_tokens": targets})
+        return {"steps": steps, "memory": memory}
+
+
+def make_model(folder):
+    """SmolLM2-135M's shape and tokenizer with random weights: speed does not depend on their values."""
+    import torch
+    import transformers
+
+    if (folder / "model.safetensors").exists():
+        return
+    config = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    for file in (REPOSITORY / "tests/data/tokenizers/smollm2").iterdir():
+        shutil.copy(file, folder)
+
+
+def model_flops_per_token(context):
+    """Of LoRA training: forward 2 a weight and as many for the input's gradient; attention at `context` keys on average."""
+    weights = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536) + 576 * 49152
+    return 4 * weights + 3 * 4 * 30 * 576 * context
+
+
+def rate(runs, key):
+    """Median over the turns of a turn's tokens per second, its first step left out."""
+    return statistics.median(sum(s[key] for s in run["steps"]) / sum(s["seconds"] for s in run["steps"]) for run in runs)
+
+
+def summary(theirs, ours, key):
+    return {
+        "reference": rate(theirs, key),
+        "fettle": rate(ours, key),
+        "ratio": rate(ours, key) / rate(theirs, key),
+        "reference_memory": statistics.median(run["memory"] for run in theirs),
+        "fettle_memory": statistics.median(run["memory"] for run in ours),
+        "turns": len(ours),
+        "reference_steps": len(theirs[0]["steps"]),
+        "fettle_steps": len(ours[0]["steps"]),
+    }
+
+
+def measure_equal(bench, turns, steps):
+    """The same tokens on both sides: rows of 512 tokens, four a step."""
+    file = bench.folder / "equal.jsonl"
+    generator = random.Random(0)
+    with open(file, "w") as lines:
+        for _ in range(ROWS * steps):
+            ids = [generator.randrange(3, 49152) for _ in range(ROW_TOKENS)]
+            lines.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    options = {"train_file": file, "dataset_format": "tokenized", "packing": "false", "shuffle": "false"}
+    options |= {"max_seq_length": ROW_TOKENS, "per_device_train_batch_size": ROWS, "max_steps": steps}
+    theirs, ours, peaks = [], [], []
+    for _ in range(turns):
+        peaks.append(bench.reference("gemm", ROWS * ROW_TOKENS)["flops_per_second"])
+        reference = bench.reference("equal", bench.model, file, steps)
+        theirs.append({**reference, "steps": reference["steps"][1:]})
+        ours.append(bench.train(**options))
+    result = summary(theirs, ours, "tokens")
+    result["gemm_peak"] = statistics.median(peaks)
+    for side in ("reference", "fettle"):
+        result[f"{side}_share"] = result[side] * model_flops_per_token(ROW_TOKENS / 2) / result["gemm_peak"]
+    return result
+
+
+def measure_records(bench, path, turns, steps):
+    """500 real instruction records, each side with its own way to make batches; only answers are targets."""
+    text = path.read_text()
+    records = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+    file = bench.folder / f"{path.stem}.json"
+    file.write_text(json.dumps(records[:RECORDS]))
+    options = {"train_file": file, "max_seq_length": 1024, "per_device_train_batch_size": 2, "max_steps": steps}
+    theirs, ours = [], []
+    for _ in range(turns):
+        theirs.append(bench.reference("trl", bench.model, file, steps))
+        ours.append(bench.train(**options))
+    return summary(theirs, ours, "target_tokens")
+
+
+def machine(bench):
+    with open("/proc/cpuinfo") as lines:
+        facts = dict(line.strip().partition("\t: ")[::2] for line in lines if "\t: " in line)
+    name = next(value for key, value in facts.items() if key.strip() == "model name")
+    flags = set(next(value for key, value in facts.items() if key.strip() == "flags").split())
+    shown = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return {
+        "cpu": name,
+        "threads": bench.threads,
+        "instructions": shown,
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "trl")},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short turn; the report goes to build/bench")
+    parser.add_argument("--build", type=pathlib.Path, default=REPOSITORY / "build/release", help="folder of fettle")
+    arguments = parser.parse_args()
+    folder = REPOSITORY / "build/bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(arguments.build, folder)
+    make_model(bench.model)
+    turns, steps = (1, 3) if arguments.quick else (3, 6)
+    results = {"machine": machine(bench), "equal": measure_equal(bench, turns, steps)}
+    results["records"] = {
+        name: measure_records(bench, path, turns, 3 if arguments.quick else 12) for name, path in DATASETS.items()
+    }
+    text = report.markdown(results)
+    target = folder if arguments.quick else REPOSITORY / "docs"
+    (target / "benchmarks.md").write_text(text)
+    (target / "benchmarks.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
