@@ -3,12 +3,12 @@
  * A C ABI over the Rust crates tokenizers, minijinja (chat templates) and parquet.
  *
  * Conventions, which hold for every function:
- * - A text is a pointer and a size in bytes, UTF-8 where it says text, without a final zero. It is only read, only during
- *   the call, and the pointer may be null when the size is 0.
- * - A function that can fail returns a FettleStatus. On failure it fills `error` (if not null) with a message and leaves
- *   the out parameters alone; on success it leaves `error` alone. A panic inside a crate is such a failure too.
- * - Buffers and handles belong to the caller, who frees each with its own function; freeing null or a zeroed struct does
- *   nothing. Out parameters are overwritten, not freed.
+ * - A text is a pointer and a size in bytes, UTF-8, without a final zero. It is only read, only during the call, and
+ *   the pointer may be null when the size is 0.
+ * - A function that can fail returns a FettleStatus. On failure it fills `error` (if not null) with a message and
+ *   leaves the out parameters alone; on success it leaves `error` alone. A panic inside a crate is a failure too.
+ * - Buffers and handles belong to the caller, who frees each with its own function; freeing null or a zeroed struct
+ *   does nothing. Out parameters are overwritten, not freed.
  * - A const handle may be used by many threads at once; a handle that is not const by one at a time.
  */
 #pragma once
@@ -54,14 +54,14 @@ typedef struct FettleTokens {
 
 void fettle_tokens_free(FettleTokens* tokens);
 
-/* From the text of a tokenizer.json. `patch` is empty or a JSON object whose keys replace the file's top-level keys; the
- * keys of its "model" replace single fields of the model. Truncation and padding in the file are ignored. */
+/* From the text of a tokenizer.json. `patch` is empty or a JSON object whose keys replace the file's top-level keys;
+ * the keys of its "model" replace single fields of the model. Truncation and padding in the file are ignored. */
 int32_t fettle_tokenizer_new(const uint8_t* json, size_t json_size, const uint8_t* patch, size_t patch_size,
                              FettleTokenizer** out, FettleBuffer* error);
 void fettle_tokenizer_free(FettleTokenizer* tokenizer);
 
-/* Adds tokens: a JSON array of {"content", "single_word", "lstrip", "rstrip", "normalized", "special"}. One that the model's
- * vocabulary has keeps its id, another gets the next free one. */
+/* Adds tokens: a JSON array of {"content", "single_word", "lstrip", "rstrip", "normalized", "special"}. One that the
+ * model's vocabulary has keeps its id, another gets the next free one. */
 int32_t fettle_tokenizer_add_tokens(FettleTokenizer* tokenizer, const uint8_t* tokens, size_t tokens_size,
                                     FettleBuffer* error);
 

@@ -22,7 +22,7 @@ pub struct Tokens {
     capacity: usize,
 }
 
-/// Replaces top-level keys of `json` by those of `patch`; in `model` the keys one level down, so that the vocabulary stays.
+/// Replaces top-level keys of `json` by those of `patch`, in `model` the keys one level down: the vocabulary stays.
 fn apply_patch(json: &mut Value, patch: Value) -> Outcome<()> {
     let Value::Object(patch) = patch else {
         return Err(Failure::new("the patch is not a JSON object"));

@@ -40,6 +40,19 @@ OrderedJson prepare_message(const OrderedJson& message) {
   return prepared;
 }
 
+constexpr int kDeepest = 100;  // of nested arrays and objects; serde_json's limit is 128
+
+void check_depth(const OrderedJson& value, int depth = 0) {
+  if (depth > kDeepest) {
+    throw Error(ExitCode::kData, "a record is nested too deeply for a chat template");
+  }
+  if (value.is_structured()) {
+    for (const auto& item : value) {
+      check_depth(item, depth + 1);
+    }
+  }
+}
+
 OrderedJson prepare_messages(const OrderedJson& messages) {
   if (!messages.is_array() || messages.empty()) {
     throw Error(ExitCode::kData, "a chat has no messages", "give at least one message with role and content");
@@ -72,26 +85,26 @@ struct ChatTemplate::State {
     std::string text;
     std::string error;
   };
-  [[nodiscard]] Output render(const OrderedJson& context, const std::string& generation_marks) const;
-  [[nodiscard]] std::string render_or_throw(const OrderedJson& context) const;
+  /// `context`: the variables as JSON text; `generation_marks`: none, or two characters around generation blocks.
+  [[nodiscard]] Output render(const std::string& context, const std::string& generation_marks) const;
+  [[nodiscard]] std::string render_or_throw(const std::string& context) const;
   [[nodiscard]] std::vector<Span> user_spans(const OrderedJson& context, const Marks& marks,
                                              const std::string& text) const;
-  [[nodiscard]] std::vector<Span> generation_spans(const OrderedJson& context, const Marks& marks,
+  [[nodiscard]] std::vector<Span> generation_spans(const std::string& context, const Marks& marks,
                                                    const std::string& text) const;
 };
 
-ChatTemplate::State::Output ChatTemplate::State::render(const OrderedJson& context,
+ChatTemplate::State::Output ChatTemplate::State::render(const std::string& context,
                                                         const std::string& generation_marks) const {
-  const std::string json = dump(context);
   rust::Buffer text;
   rust::Buffer error;
   const int32_t status =
-      fettle_template_render(handle.get(), rust::data(json), json.size(), rust::data(generation_marks),
+      fettle_template_render(handle.get(), rust::data(context), context.size(), rust::data(generation_marks),
                              generation_marks.size(), text.out(), error.out());
   return {.status = status, .text = text.string(), .error = error.string()};
 }
 
-std::string ChatTemplate::State::render_or_throw(const OrderedJson& context) const {
+std::string ChatTemplate::State::render_or_throw(const std::string& context) const {
   Output output = render(context, {});
   if (output.status == FETTLE_OK) {
     return std::move(output.text);
@@ -114,7 +127,7 @@ std::vector<Span> ChatTemplate::State::user_spans(const OrderedJson& context, co
       marked[name] = mark_strings(context[name], marks);
     }
   }
-  const Output output = render(marked, {});
+  const Output output = render(dump(marked), {});
   if (output.status == FETTLE_OK) {
     Unmarked found = remove_marks(output.text, marks);
     if (found.balanced && found.text == text) {
@@ -124,7 +137,7 @@ std::vector<Span> ChatTemplate::State::user_spans(const OrderedJson& context, co
   return search_strings(text, sources);
 }
 
-std::vector<Span> ChatTemplate::State::generation_spans(const OrderedJson& context, const Marks& marks,
+std::vector<Span> ChatTemplate::State::generation_spans(const std::string& context, const Marks& marks,
                                                         const std::string& text) const {
   const Output output = render(context, marks.begin + marks.end);
   Unmarked found = remove_marks(output.text, marks);
@@ -138,7 +151,7 @@ std::vector<Span> ChatTemplate::State::generation_spans(const OrderedJson& conte
 ChatTemplate::ChatTemplate(std::string source, const nlohmann::json& special_tokens) {
   auto state = std::make_shared<State>();
   state->source = std::move(source);
-  state->special_tokens = OrderedJson(special_tokens);
+  state->special_tokens = special_tokens.is_object() ? OrderedJson(special_tokens) : OrderedJson::object();
   FettleTemplate* handle = nullptr;
   rust::Buffer error;
   const int32_t status = fettle_template_new(rust::data(state->source), state->source.size(), &handle, error.out());
@@ -150,20 +163,21 @@ ChatTemplate::ChatTemplate(std::string source, const nlohmann::json& special_tok
 
 ChatTemplate::Rendered ChatTemplate::render(const OrderedJson& messages, bool add_generation_prompt,
                                             const OrderedJson& extra) const {
-  OrderedJson context = state_->special_tokens.is_object() ? state_->special_tokens : OrderedJson::object();
+  check_depth(messages);
+  check_depth(extra);
+  OrderedJson context = state_->special_tokens;
   context["tools"] = nullptr;
   context["documents"] = nullptr;
-  if (extra.is_object()) {
-    context.update(extra);
-  }
+  context.update(extra);
   context["messages"] = prepare_messages(messages);
   context["add_generation_prompt"] = add_generation_prompt;
+  const std::string json = dump(context);
   Rendered rendered;
-  rendered.text = state_->render_or_throw(context);
-  const Marks marks = choose_marks(dump(context) + state_->source);
+  rendered.text = state_->render_or_throw(json);
+  const Marks marks = choose_marks(json + state_->source);
   rendered.user = state_->user_spans(context, marks, rendered.text);
   if (state_->marks_generation) {
-    rendered.generation = state_->generation_spans(context, marks, rendered.text);
+    rendered.generation = state_->generation_spans(json, marks, rendered.text);
   }
   return rendered;
 }

@@ -23,7 +23,7 @@ struct SpecialToken {
   bool rstrip = false;
 };
 
-/// A special token that the template wrote: its id, its own text, and that text with the white space it swallows.
+/// A special token that the template wrote, with the white space that it swallows.
 struct Placement {
   int32_t id = 0;
   Span span;
@@ -100,8 +100,6 @@ struct Tokenizer::State {
   rust::TokenizerHandle handle;
   std::unordered_map<int32_t, SpecialToken> special;
   nlohmann::json named;  // {"bos_token": …}
-  std::vector<int32_t> before;
-  std::vector<int32_t> after;
   std::string chat_template;
   std::string fingerprint;
   std::vector<std::filesystem::path> files;
@@ -113,13 +111,13 @@ struct Tokenizer::State {
   mutable std::string marker;
 
   void build(const TokenizerFiles& files, const TokenizerPlan& plan);
-  void find_surroundings();
   const FettleTokenizer* literal_tokenizer() const;
   [[nodiscard]] std::optional<int32_t> id(std::string_view token) const;
   [[nodiscard]] std::optional<int32_t> named_id(const char* name) const;
   [[nodiscard]] Span core(int32_t id, const Span& offsets, std::string_view text) const;
   [[nodiscard]] bool special_touches_user(const Encoding& encoding, const SegmentedText& text) const;
   [[nodiscard]] std::vector<Placement> template_tokens(const SegmentedText& text) const;
+  [[nodiscard]] std::pair<std::vector<int32_t>, std::vector<int32_t>> surroundings() const;
   void append_literal(const SegmentedText& text, Span piece, Encoding& encoding) const;
 };
 
@@ -149,20 +147,22 @@ void Tokenizer::State::build(const TokenizerFiles& from, const TokenizerPlan& pl
   size = fettle_tokenizer_size(created);
   named = plan.special_tokens;
   chat_template = plan.chat_template;
-  find_surroundings();
 }
 
-/// What the post-processor puts before and after any text.
-void Tokenizer::State::find_surroundings() {
+/// The ids that the post-processor puts before and after any text.
+std::pair<std::vector<int32_t>, std::vector<int32_t>> Tokenizer::State::surroundings() const {
   Encoding bare;
   Encoding processed;
   append_encoded(handle.get(), "a", false, {0, 0}, bare);
   append_encoded(handle.get(), "a", true, {0, 0}, processed);
-  const auto found = std::search(processed.ids.begin(), processed.ids.end(), bare.ids.begin(), bare.ids.end());
-  if (found != processed.ids.end()) {
-    before.assign(processed.ids.begin(), found);
-    after.assign(found + static_cast<std::ptrdiff_t>(bare.ids.size()), processed.ids.end());
+  const auto begin = processed.ids.begin();
+  const auto end = processed.ids.end();
+  const auto found = std::search(begin, end, bare.ids.begin(), bare.ids.end());
+  if (found == end) {
+    throw Error(ExitCode::kData, "the tokenizer's post-processor changes a text's own tokens",
+                "use the model's original tokenizer.json");
   }
+  return {{begin, found}, {found + static_cast<std::ptrdiff_t>(bare.ids.size()), end}};
 }
 
 const FettleTokenizer* Tokenizer::State::literal_tokenizer() const {
@@ -315,13 +315,10 @@ Encoding Tokenizer::encode(const SegmentedText& text, bool add_special_tokens) c
     return plain;
   }
   Encoding encoding;
-  const auto surround = [&](const std::vector<int32_t>& ids) {
-    if (add_special_tokens) {
-      encoding.ids.insert(encoding.ids.end(), ids.begin(), ids.end());
-      encoding.offsets.resize(encoding.ids.size());
-    }
-  };
-  surround(state_->before);
+  const auto [before, after] =
+      add_special_tokens ? state_->surroundings() : std::pair<std::vector<int32_t>, std::vector<int32_t>>();
+  encoding.ids = before;
+  encoding.offsets.resize(before.size());
   size_t position = 0;
   for (const Placement& token : state_->template_tokens(text)) {
     state_->append_literal(text, {position, token.span.begin}, encoding);
@@ -330,7 +327,8 @@ Encoding Tokenizer::encode(const SegmentedText& text, bool add_special_tokens) c
     position = token.span.end;
   }
   state_->append_literal(text, {position, text.text.size()}, encoding);
-  surround(state_->after);
+  encoding.ids.insert(encoding.ids.end(), after.begin(), after.end());
+  encoding.offsets.resize(encoding.ids.size());
   return encoding;
 }
 

@@ -22,6 +22,8 @@ using nlohmann::json;
 /// What becomes of tokenizer.json: loaded as it is, or rebuilt by one of transformers' classes.
 enum class Rebuild { kNone, kLlama, kGpt2, kQwen2 };
 
+constexpr int kDeepest = 30;  // of nested arrays and objects; what is deeper says nothing to us, and copies recurse
+
 constexpr std::array kNamedTokens = {"bos_token", "eos_token", "unk_token", "sep_token",
                                      "pad_token", "cls_token", "mask_token"};
 
@@ -29,7 +31,8 @@ json parse(const std::string& text, const std::string& name, std::string_view fi
   if (text.empty()) {
     return json::object();
   }
-  json parsed = json::parse(text, nullptr, false);
+  const auto skip_deep = [](int depth, json::parse_event_t, json&) { return depth <= kDeepest; };
+  json parsed = json::parse(text, skip_deep, false);
   if (!parsed.is_object()) {
     throw Error(ExitCode::kData, fmt::format("{}: {} is not a JSON object", name, file),
                 "check that the file was copied completely");
@@ -40,7 +43,8 @@ json parse(const std::string& text, const std::string& name, std::string_view fi
 /// tokenizer.json without its vocabulary and merges, which are 99 % of it and not looked at here.
 json parse_outline(const TokenizerFiles& files) {
   const auto skip_large = [](int depth, json::parse_event_t event, json& value) {
-    return !(depth == 2 && event == json::parse_event_t::key && (value == "vocab" || value == "merges"));
+    const bool large = depth == 2 && event == json::parse_event_t::key && (value == "vocab" || value == "merges");
+    return !large && depth <= kDeepest;
   };
   json outline = json::parse(files.tokenizer_json, skip_large, false);
   if (!outline.is_object() || !outline.contains("model") || !outline["model"].is_object()) {
@@ -158,7 +162,8 @@ json gpt2_parts(const json& config) {
 
 json qwen2_parts(const json& config) {
   constexpr const char* kPattern =
-      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|)"
+      R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
   const json split = {
       {"type", "Split"}, {"pattern", {{"Regex", kPattern}}}, {"behavior", "Isolated"}, {"invert", false}};
   return {{"normalizer", {{"type", "NFC"}}},

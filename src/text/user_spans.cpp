@@ -9,7 +9,6 @@
 namespace fettle::text {
 namespace {
 
-constexpr int kDeepest = 100;  // of nested arrays and objects; serde_json's own limit is 128
 constexpr std::string_view kSpace = " \t\n\v\f\r";
 
 std::string utf8(char32_t code) {
@@ -34,52 +33,17 @@ Span core_of(std::string_view text) {
   return {begin, text.find_last_not_of(kSpace) + 1};
 }
 
-void check_depth(int depth) {
-  if (depth > kDeepest) {
-    throw Error(ExitCode::kData, "a record is nested too deeply for a chat template");
-  }
-}
-
 bool is_structural(std::string_view key) {
   return key == "role" || key == "type";
 }
 
-OrderedJson mark(const OrderedJson& value, const Marks& marks, int depth) {
-  check_depth(depth);
-  if (value.is_string()) {
-    const auto& text = value.get_ref<const std::string&>();
-    const Span core = core_of(text);
-    if (core.begin == core.end) {
-      return value;
-    }
-    return text.substr(0, core.begin) + marks.begin + text.substr(core.begin, core.end - core.begin) + marks.end +
-           text.substr(core.end);
-  }
-  if (value.is_array()) {
-    OrderedJson copy = OrderedJson::array();
-    for (const auto& item : value) {
-      copy.push_back(mark(item, marks, depth + 1));
-    }
-    return copy;
-  }
-  if (value.is_object()) {
-    OrderedJson copy = OrderedJson::object();
-    for (const auto& [key, item] : value.items()) {
-      copy[key] = is_structural(key) && item.is_string() ? item : mark(item, marks, depth + 1);
-    }
-    return copy;
-  }
-  return value;
-}
-
-void collect(const OrderedJson& value, std::vector<std::string_view>& strings, int depth) {
-  check_depth(depth);
+void collect(const OrderedJson& value, std::vector<std::string_view>& strings) {
   if (value.is_string()) {
     strings.push_back(value.get_ref<const std::string&>());
   } else if (value.is_structured()) {
     for (const auto& [key, item] : value.items()) {
       if (!value.is_object() || !is_structural(key) || !item.is_string()) {
-        collect(item, strings, depth + 1);
+        collect(item, strings);
       }
     }
   }
@@ -154,7 +118,28 @@ Marks choose_marks(std::string_view texts) {
 }
 
 OrderedJson mark_strings(const OrderedJson& value, const Marks& marks) {
-  return mark(value, marks, 0);
+  if (value.is_string()) {
+    const auto& text = value.get_ref<const std::string&>();
+    const Span core = core_of(text);
+    if (core.begin == core.end) {
+      return value;
+    }
+    return text.substr(0, core.begin) + marks.begin + text.substr(core.begin, core.end - core.begin) + marks.end +
+           text.substr(core.end);
+  }
+  OrderedJson copy = value;
+  if (value.is_array()) {
+    for (auto& item : copy) {
+      item = mark_strings(item, marks);
+    }
+  } else if (value.is_object()) {
+    for (auto& [key, item] : copy.items()) {
+      if (!is_structural(key) || !item.is_string()) {
+        item = mark_strings(item, marks);
+      }
+    }
+  }
+  return copy;
 }
 
 Unmarked remove_marks(std::string_view text, const Marks& marks) {
@@ -185,7 +170,7 @@ Unmarked remove_marks(std::string_view text, const Marks& marks) {
 std::vector<Span> search_strings(std::string_view text, const std::vector<OrderedJson>& sources) {
   std::vector<std::string_view> strings;
   for (const auto& source : sources) {
-    collect(source, strings, 0);
+    collect(source, strings);
   }
   std::vector<Span> spans;
   for (const std::string_view string : strings) {

@@ -13,22 +13,36 @@ import pyarrow.parquet as pq
 
 OUT = pathlib.Path(__file__).resolve().parents[1] / "golden/text/parquet"
 
-ROWS = [
-    {"text": f"row {i} Größe 你好 \"q\" \n", "empty": None if i % 3 else "", "number": i * 10**9, "small": i % 100, "flag": i % 2 == 0,
-     "score": math.nan if i == 2 else i / 7, "single": i / 4, "input_ids": list(range(i % 5)), "labels": None if i == 3 else [-100, i],
-     "messages": [{"role": "user", "content": f"q{i}", "tool_calls": None},
-                  {"role": "assistant", "content": None if i == 4 else "a", "tool_calls": [{"name": "f", "args": ["x", None]}]}],
-     "meta": {"source": "s", "tags": []}, "map": [("k", i)]}
-    for i in range(25)
-]  # fmt: skip
-
 CALL = pa.struct([("name", pa.string()), ("args", pa.list_(pa.string()))])
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.list_(CALL))])
 SCHEMA = pa.schema([
-    ("text", pa.string()), ("empty", pa.string()), ("number", pa.int64()), ("small", pa.int8()), ("flag", pa.bool_()), ("score", pa.float64()),
-    ("single", pa.float32()), ("input_ids", pa.list_(pa.int32())), ("labels", pa.large_list(pa.int64())),
-    ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.list_(CALL))]))),
-    ("meta", pa.struct([("source", pa.string()), ("tags", pa.list_(pa.string()))])), ("map", pa.map_(pa.string(), pa.int32())),
+    ("text", pa.string()), ("empty", pa.string()), ("number", pa.int64()), ("small", pa.int8()), ("flag", pa.bool_()),
+    ("score", pa.float64()), ("single", pa.float32()), ("input_ids", pa.list_(pa.int32())),
+    ("labels", pa.large_list(pa.int64())), ("messages", pa.list_(MESSAGE)),
+    ("meta", pa.struct([("source", pa.string()), ("tags", pa.list_(pa.string()))])),
+    ("map", pa.map_(pa.string(), pa.int32())),
 ])  # fmt: skip
+
+
+def row(i):
+    call = {"name": "f", "args": ["x", None]}
+    return {
+        "text": f"row {i} Größe 你好 \"q\" \n",
+        "empty": None if i % 3 else "",
+        "number": i * 10**9,
+        "small": i % 100,
+        "flag": i % 2 == 0,
+        "score": math.nan if i == 2 else i / 7,
+        "single": i / 4,
+        "input_ids": list(range(i % 5)),
+        "labels": None if i == 3 else [-100, i],
+        "messages": [
+            {"role": "user", "content": f"q{i}", "tool_calls": None},
+            {"role": "assistant", "content": None if i == 4 else "a", "tool_calls": [call]},
+        ],
+        "meta": {"source": "s", "tags": []},
+        "map": [("k", i)],
+    }
 
 
 def as_json(value):
@@ -45,12 +59,13 @@ def as_json(value):
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(ROWS, schema=SCHEMA)
-    lines = [json.dumps({name: as_json(value) for name, value in row.items()}, ensure_ascii=False) for row in table.to_pylist()]
-    (OUT / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    table = pa.Table.from_pylist([row(i) for i in range(25)], schema=SCHEMA)
+    lines = [json.dumps(as_json(values), ensure_ascii=False) + "\n" for values in table.to_pylist()]
+    (OUT / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     for codec in ["none", "snappy", "gzip", "zstd", "lz4", "brotli"]:
-        pq.write_table(table, OUT / f"{codec}.parquet", compression=codec, row_group_size=10, data_page_version="2.0" if codec == "zstd" else "1.0",
-                       use_dictionary=codec != "gzip", store_schema=False)
+        version, dictionary = "2.0" if codec == "zstd" else "1.0", codec != "gzip"
+        options = {"data_page_version": version, "use_dictionary": dictionary, "store_schema": False}
+        pq.write_table(table, OUT / f"{codec}.parquet", compression=codec, row_group_size=10, **options)
     pq.write_table(table.slice(0, 0), OUT / "empty.parquet")
     pq.write_table(pa.table({"bytes": [b"\xff\xfe"]}), OUT / "binary.parquet")
 

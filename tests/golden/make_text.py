@@ -3,8 +3,9 @@
 """Writes tests/golden/text/*.json: what transformers makes of texts and chats, for tests/text.
 
 Run with the Python of the test environment (transformers 5.23) from anywhere:  python tests/golden/make_text.py
-Files: tokens.json (for every tokenizer: ids and decoded texts of tricky strings, hashes of the ids of real texts), chats.json (rendered chats for every
-template, or that the template raises an error), generation.json (byte ranges of {% generation %} blocks).
+Files: tokens.json (for every tokenizer: ids and decoded texts of tricky strings, hashes of the ids of real texts),
+chats.json (rendered chats for every template, or that the template raises an error), generation.json (byte ranges of
+{% generation %} blocks).
 """
 import hashlib
 import json
@@ -39,33 +40,41 @@ VARIANTS = [
     ("mistral-v3-model", "mistral-v3", ["tokenizer.model", "tokenizer_config.json"], {}),
     ("mistral-v3-family", "mistral-v3", ["tokenizer.json", "tokenizer_config.json"],
      {"config.json": {"model_type": "mistral"}}),
-    ("smollm2-family", "smollm2", ["tokenizer.json", "tokenizer_config.json"], {"config.json": {"model_type": "llama"}}),
+    ("smollm2-family", "smollm2", ["tokenizer.json", "tokenizer_config.json"],
+     {"config.json": {"model_type": "llama"}}),
     ("stories260K-model", "stories260K", ["tokenizer.model", "tokenizer_config.json"], {}),
     ("stories260K-bare-model", "stories260K", ["tokenizer.model"], {}),
 ]
 
 STRINGS = [
-    "", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\t\t x", " a", "a ", "  a  ", "a\n", "\na", "a\n\n\nb", "a \n b", " \n",
-    "Hello", "Hello world", "Hello  world", "Hello, world!", "hello WORLD HeLLo", "The quick brown fox.", "it's", "IT'S", "I'LL",
-    "don't can't won't we've", "’s ‘quoted’ “text”", "a-b_c/d\\e", "foo.bar(baz[0], qux={'a': 1})", "x = y ** 2  # comment",
-    "0", "1", "12", "123", "1234", "12345678901234567890", "a  12  b 34", "3.14159", "1,000,000.00", "$5.00", "50%", "2023-01-31",
-    "१२३", "٣٤٥", "Ⅷ ½ ²", "naïve café", "cafe\u0301", "ﬁ ligature", "Å Å Å", "ÀÉÎÕÜ", "ß ẞ", "İstanbul ı",
-    "你好，世界", "こんにちは世界", "안녕하세요", "Привет мир", "مرحبا بالعالم", "שלום", "สวัสดี", "नमस्ते", "Ελληνικά", "Tiếng Việt",
-    "👍", "👍🏽", "👨‍👩‍👧‍👦", "🇩🇪🇫🇷", "😀😀😀", "a👍b", "\u200b", "a\u200db", "\ufeffa", "\u00a0", "a\u00a0b", "\u2028x\u2029", "\x00", "\x01\x1f\x7f",
-    "\ue000", "\U000f0000", "\U0001d54f", "�", "▁", "▁a ▁b", " ▁", "Ġ", "Ċ", "##a", "@@", "<0x0A>", "<unk>", "<s>", "</s>", "<s>a</s>",
-    "a <s> b", " <s>", "<s> ", "<pad>", "[INST] hi [/INST]", "[INST]hi[/INST]", "<<SYS>>\nx\n<</SYS>>\n\n", "<|endoftext|>", "a<|endoftext|>b",
-    "<|im_start|>user\nhi<|im_end|>\n", "<|im_start|> <|im_end|>", "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>",
-    "<think>\nx\n</think>\n\ny", "<tool_call>{}</tool_call>", "<|im_start", "|im_end|>", "<|im_<|im_end|>", "<|IM_END|>", "<repo_name>x<file_sep>",
-    "[TOOL_CALLS][]", "[control_8]", "<X>", "<PAD>", "a<X> b", "{{ x }}", "{% raw %}", "<html><b>bold</b></html>", "https://example.org/a?b=c&d=%20#e",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "ababababababababab", "                    ", "\n\n\n\n\n\n\n\n", "----------------", "==== ==== ====",
-    "antidisestablishmentarianism", "Donaudampfschifffahrtsgesellschaft", "supercalifragilistic\u0000expialidocious", "SELECT * FROM t WHERE a='b';",
-    "def f(x):\n    return x + 1\n", "\\begin{equation} E = mc^2 \\end{equation}", "A\tB\tC\n1\t2\t3", "Q: What?\nA: That.\n\nQ:", "…—–·•",
-    "Zażółć gęślą jaźń", "Ñandú", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "e\u0301\u0301\u0301", "क्षि", "한\u1100\u1161", "a\u0000b", "'''\"\"\"```", "C++ C# F# .NET", "3×4÷2≠5",
+    "", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\t\t x", " a", "a ", "  a  ", "a\n", "\na", "a\n\n\nb",
+    "a \n b", " \n", "Hello", "Hello world", "Hello  world", "Hello, world!", "hello WORLD HeLLo",
+    "The quick brown fox.", "it's", "IT'S", "I'LL", "don't can't won't we've", "’s ‘quoted’ “text”", "a-b_c/d\\e",
+    "foo.bar(baz[0], qux={'a': 1})", "x = y ** 2  # comment", "0", "1", "12", "123", "1234", "12345678901234567890",
+    "a  12  b 34", "3.14159", "1,000,000.00", "$5.00", "50%", "2023-01-31", "१२३", "٣٤٥", "Ⅷ ½ ²", "naïve café",
+    "cafe\u0301", "ﬁ ligature", "Å Å Å", "ÀÉÎÕÜ", "ß ẞ", "İstanbul ı", "你好，世界", "こんにちは世界", "안녕하세요", "Привет мир",
+    "مرحبا بالعالم", "שלום", "สวัสดี", "नमस्ते", "Ελληνικά", "Tiếng Việt", "👍", "👍🏽", "👨‍👩‍👧‍👦", "🇩🇪🇫🇷", "😀😀😀",
+    "a👍b", "\u200b", "a\u200db", "\ufeffa", "\u00a0", "a\u00a0b", "\u2028x\u2029", "\x00", "\x01\x1f\x7f", "\ue000",
+    "\U000f0000", "\U0001d54f", "�", "▁", "▁a ▁b", " ▁", "Ġ", "Ċ", "##a", "@@", "<0x0A>", "<unk>", "<s>", "</s>",
+    "<s>a</s>", "a <s> b", " <s>", "<s> ", "<pad>", "[INST] hi [/INST]", "[INST]hi[/INST]",
+    "<<SYS>>\nx\n<</SYS>>\n\n", "<|endoftext|>", "a<|endoftext|>b", "<|im_start|>user\nhi<|im_end|>\n",
+    "<|im_start|> <|im_end|>", "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>",
+    "<think>\nx\n</think>\n\ny", "<tool_call>{}</tool_call>", "<|im_start", "|im_end|>", "<|im_<|im_end|>",
+    "<|IM_END|>", "<repo_name>x<file_sep>", "[TOOL_CALLS][]", "[control_8]", "<X>", "<PAD>", "a<X> b", "{{ x }}",
+    "{% raw %}", "<html><b>bold</b></html>", "https://example.org/a?b=c&d=%20#e",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "ababababababababab", "                    ", "\n\n\n\n\n\n\n\n",
+    "----------------", "==== ==== ====", "antidisestablishmentarianism", "Donaudampfschifffahrtsgesellschaft",
+    "supercalifragilistic\u0000expialidocious", "SELECT * FROM t WHERE a='b';", "def f(x):\n    return x + 1\n",
+    "\\begin{equation} E = mc^2 \\end{equation}", "A\tB\tC\n1\t2\t3", "Q: What?\nA: That.\n\nQ:", "…—–·•",
+    "Zażółć gęślą jaźń", "Ñandú", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "e\u0301\u0301\u0301", "क्षि", "한\u1100\u1161", "a\u0000b",
+    "'''\"\"\"```", "C++ C# F# .NET", "3×4÷2≠5",
 ]  # fmt: skip
 
 # Lines of these are tokenized as they are: prose, code, JSON.
-REAL_FILES = ["dolly_finqa_500.jsonl", "mlx_wikisql_valid.jsonl", "mbpp_601_974.jsonl", "oasst_en_chat_messages_60.jsonl",
-              "wikitext2_raw_test.txt"]
+REAL_FILES = [
+    "dolly_finqa_500.jsonl", "mlx_wikisql_valid.jsonl", "mbpp_601_974.jsonl", "oasst_en_chat_messages_60.jsonl",
+    "wikitext2_raw_test.txt",
+]  # fmt: skip
 REAL_LINES = 150  # of each file
 
 U, A, S = "user", "assistant", "system"
@@ -77,9 +86,12 @@ def chat(*turns):
 
 WEATHER = {"type": "function", "function": {
     "name": "get_weather", "description": "Looks up <|im_end|> \"weather\" & more",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "Größe"}}, "required": ["city"]}}}
+    "parameters": {
+        "type": "object", "properties": {"city": {"type": "string", "description": "Größe"}}, "required": ["city"]}}}
+ARGUMENTS = {"city": "Paris", "days": 1.5, "now": True}
 CALL = {"role": A, "content": "", "tool_calls": [
-    {"id": "abcdef123", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris", "days": 1.5, "now": True}}}]}
+    {"id": "abcdef123", "type": "function", "function": {"name": "get_weather", "arguments": ARGUMENTS}}]}
+RESULT = {"role": "tool", "content": "{\"t\": 20}", "tool_call_id": "abcdef123", "name": "get_weather"}
 
 # Each: messages, and the other variables of the template.
 CHATS = [
@@ -110,8 +122,7 @@ CHATS = [
     (chat(("narrator", "unknown role")), {}),
     (chat((U, "Weather?")), {"tools": [WEATHER]}),
     (chat((S, "Use tools."), (U, "Weather?")), {"tools": [WEATHER, WEATHER]}),
-    ([*chat((U, "Weather in Paris?")), CALL, {"role": "tool", "content": "{\"t\": 20}", "tool_call_id": "abcdef123", "name": "get_weather"},
-      *chat((A, "20 degrees."))], {"tools": [WEATHER]}),
+    ([*chat((U, "Weather in Paris?")), CALL, RESULT, *chat((A, "20 degrees."))], {"tools": [WEATHER]}),
     ([*chat((U, "Weather in Paris?")), CALL], {}),
     (chat((U, "q")), {"documents": [{"title": "T", "text": "D"}]}),
     (chat((U, "q"), (A, "a")), {"enable_thinking": False}),
@@ -147,22 +158,24 @@ def describe_tokenizer(folder):
     for text in STRINGS:
         ids = tokenizer(text).input_ids
         bare = tokenizer(text, add_special_tokens=False).input_ids
-        case = {"ids": ids, "decoded": tokenizer.decode(ids), "decoded_skip": tokenizer.decode(ids, skip_special_tokens=True)}
-        if bare != ids:
-            case["bare"] = bare
-        cases.append({k: v for k, v in case.items() if k == "ids" or v != text})
-    named = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
-    return {"named": named, "size": max(tokenizer.get_vocab().values()) + 1, "cases": cases,
-            "real": hash_real_texts(tokenizer)}
+        decoded, skipped = tokenizer.decode(ids), tokenizer.decode(ids, skip_special_tokens=True)
+        case = {"ids": ids, "bare": bare, "decoded": decoded, "decoded_skip": skipped}
+        usual = {"bare": ids, "decoded": text, "decoded_skip": text}  # left out, to keep the file small
+        cases.append({key: value for key, value in case.items() if key not in usual or value != usual[key]})
+    named = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
+    size = max(tokenizer.get_vocab().values()) + 1
+    return {"named": named, "size": size, "cases": cases, "real": hash_real_texts(tokenizer)}
 
 
 def make_tokens():
-    result = {"strings": STRINGS, "real_lines": REAL_LINES, "tokenizers": {name: describe_tokenizer(path) for name, path in TOKENIZERS.items()}, "variants": []}
+    result = {"strings": STRINGS, "real_lines": REAL_LINES, "variants": []}
+    result["tokenizers"] = {name: describe_tokenizer(path) for name, path in TOKENIZERS.items()}
     with tempfile.TemporaryDirectory() as parent:
         for variant in VARIANTS:
             name, source, copied, written = variant
-            result["variants"].append({"name": name, "from": str(TOKENIZERS[source].relative_to(ROOT)), "copied": copied, "written": written,
-                                       **describe_tokenizer(make_folder(parent, variant))})
+            origin = str(TOKENIZERS[source].relative_to(ROOT))
+            recipe = {"name": name, "from": origin, "copied": copied, "written": written}
+            result["variants"].append(recipe | describe_tokenizer(make_folder(parent, variant)))
     write("tokens.json", result)
 
 
@@ -179,7 +192,8 @@ def templates():
 
 
 def render(source, tokens, messages, prompt, extra, generation=False):
-    messages = [{k: v for k, v in message.items() if v is not None} for message in messages]  # as apply_chat_template does
+    # apply_chat_template leaves out what is None.
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
     variables = {**tokens, "date_string": "26 Jul 2024", **extra}
     texts, spans = render_jinja_template([messages], chat_template=source, add_generation_prompt=prompt,
                                          return_assistant_tokens_mask=generation, **variables)
@@ -201,11 +215,12 @@ def make_chats():
 
 
 def make_generation():
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
     cases = []
     for path in sorted((OUT / "templates").glob("generation*.jinja")):
         for number, (messages, extra) in enumerate(CHATS):
             try:
-                text, spans = render(path.read_text(), {"bos_token": "<s>", "eos_token": "</s>"}, messages, False, extra, True)
+                text, spans = render(path.read_text(), tokens, messages, False, extra, generation=True)
             except Exception:
                 continue
             in_bytes = [[len(text[:begin].encode()), len(text[:end].encode())] for begin, end in spans]
