@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/generate.h"
+
+#include <fmt/core.h>
+
+#include <cstdio>
+#include <iostream>
+#include <iterator>
+#include <set>
+#include <string>
+
+#include "base/error.h"
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "cli/text_stream.h"
+#include "data/generation.h"
+#include "device/device.h"
+#include "train/inputs.h"
+
+namespace fettle::cli {
+namespace {
+
+/// What ends an answer: generation_config's eos_token_id (a number or a list), else config.json's; the tokenizer's too.
+model::StopTokens stop_tokens(const train::ModelInputs& inputs) {
+  std::set<int32_t> ids;
+  const nlohmann::json& configured = inputs.base.generation_config.value("eos_token_id", nlohmann::json());
+  if (configured.is_number_integer()) ids.insert(configured.get<int32_t>());
+  if (configured.is_array()) {
+    for (const nlohmann::json& id : configured) {
+      if (id.is_number_integer()) ids.insert(id.get<int32_t>());
+    }
+  }
+  if (ids.empty()) ids.insert(inputs.spec.eos_ids.begin(), inputs.spec.eos_ids.end());
+  if (inputs.tokenizer.eos_id()) ids.insert(*inputs.tokenizer.eos_id());
+  return {{ids.begin(), ids.end()}};
+}
+
+std::string standard_input() {
+  return {std::istreambuf_iterator<char>(std::cin), {}};
+}
+
+bool print_now(const std::string& text) {
+  fmt::print("{}", text);
+  return std::fflush(stdout) == 0;
+}
+
+}  // namespace
+
+int generate(const Arguments& arguments) {
+  auto config = read_options(arguments, config::Command::kGenerate);
+  if (!config) return 0;
+  device::start(config->device);
+  if (config->generation.prompt == "-") config->generation.prompt = standard_input();
+  const train::ModelInputs inputs = train::load_inputs(config->model);
+  const std::vector<int32_t> prompt = data::generation_prompt(config->generation, config->data, inputs.tokenizer);
+  const model::Decoder model = train::load_model(inputs, config->model, train::compute_type(config->training));
+  TextStream text(inputs.tokenizer);
+  model::generate(model, prompt, config->generation, stop_tokens(inputs), static_cast<uint64_t>(config->training.seed),
+                  [&text](int32_t token) { return print_now(text.add(token)); });
+  if (!print_now(text.finish() + '\n')) throw Error(ExitCode::kIo, "cannot write to standard output", "check the pipe");
+  return 0;
+}
+
+}  // namespace fettle::cli

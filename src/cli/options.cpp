@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/options.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+
+#include "base/log.h"
+#include "config/describe.h"
+#include "config/parse.h"
+
+namespace fettle::cli {
+namespace {
+
+log::Level level_named(const std::string& name) {
+  static const std::map<std::string, log::Level> levels = {
+      {"debug", log::Level::kDebug}, {"warning", log::Level::kWarning}, {"error", log::Level::kError}};
+  const auto found = levels.find(name);
+  return found == levels.end() ? log::Level::kInfo : found->second;
+}
+
+}  // namespace
+
+std::optional<config::Config> read_options(const Arguments& arguments, config::Command command) {
+  if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
+    fmt::print("{}", config::help_text(command));
+    return std::nullopt;
+  }
+  config::Parsed parsed = config::parse(arguments, command);
+  log::set_level(level_named(parsed.config.output.log_level));
+  for (const std::string& notice : parsed.notices) log::warning("{}", notice);
+  for (const std::string& line : config::log_lines(parsed.config, command)) log::info("{}", line);
+  return std::move(parsed.config);
+}
+
+}  // namespace fettle::cli

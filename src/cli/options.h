@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+/// From a command's arguments to its configuration.
+#pragma once
+
+#include <optional>
+
+#include "cli/commands.h"
+#include "config/config.h"
+#include "config/option_table.h"
+
+namespace fettle::cli {
+
+/// Parses, sets the log's level, and logs notices and the options that differ from their defaults. Nothing if --help
+/// was asked for: it has been printed. Throws Error as config::parse.
+std::optional<config::Config> read_options(const Arguments& arguments, config::Command command);
+
+}  // namespace fettle::cli

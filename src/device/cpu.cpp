@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
+#include <c10/core/GradMode.h>
+#include <fmt/format.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <utility>
+
+#include "base/error.h"
+#include "device/device.h"
+
+namespace fettle::device {
+namespace {
+
+/// The first line of a file of the kernel, empty if it cannot be read.
+std::string first_line(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+/// The value of "<key>: <n> kB" in /proc/self/status, in bytes.
+int64_t status_bytes(std::string_view key) {
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with(key)) continue;
+    std::istringstream value(line.substr(key.size()));
+    int64_t kibibytes = 0;
+    value >> kibibytes;
+    return kibibytes * 1024;
+  }
+  return 0;
+}
+
+/// Whole CPUs of the control group's quota (cgroup v2 "<microseconds> <period>" or "max <period>"), rounded up.
+int64_t quota_cores() {
+  std::istringstream limit(first_line("/sys/fs/cgroup/cpu.max"));
+  double quota = 0;
+  double period = 0;
+  if (!(limit >> quota >> period) || quota <= 0 || period <= 0) return INT64_MAX;
+  return static_cast<int64_t>(std::ceil(quota / period));
+}
+
+/// A handle to the generator that ATen's random functions use when they are given none.
+at::Generator generator() {
+  return at::detail::getDefaultCPUGenerator();
+}
+
+}  // namespace
+
+Processor parse_processor(std::string_view cpuinfo) {
+  Processor processor;
+  std::istringstream text{std::string(cpuinfo)};
+  std::set<std::string> flags;
+  for (std::string line; std::getline(text, line);) {
+    const size_t colon = line.find(':');
+    if (colon == std::string::npos || colon + 2 > line.size()) continue;
+    if (line.starts_with("model name")) processor.name = line.substr(colon + 2);
+    if (!line.starts_with("flags")) continue;
+    std::istringstream words(line.substr(colon + 2));
+    for (std::string word; words >> word;) flags.insert(word);
+    break;
+  }
+  if (flags.contains("avx2")) processor.vector_instructions = "AVX2";
+  if (flags.contains("avx512f")) processor.vector_instructions = "AVX-512";
+  processor.bf16_instructions = flags.contains("avx512_bf16") || flags.contains("amx_bf16");
+  return processor;
+}
+
+int64_t usable_cores() {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  if (::sched_getaffinity(0, sizeof(mask), &mask) != 0) return 1;
+  std::set<std::string> cores;  // a core is named by the list of its hardware threads
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &mask)) continue;
+    const std::string siblings =
+        first_line(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
+    cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
+  }
+  return std::clamp<int64_t>(static_cast<int64_t>(cores.size()), 1, quota_cores());
+}
+
+std::string Device::description() const {
+  return fmt::format("cpu: {}, {} thread{}, {}, {} bf16 instructions", processor.name, threads, threads == 1 ? "" : "s",
+                     processor.vector_instructions, processor.bf16_instructions ? "with" : "without");
+}
+
+Device start(const config::DeviceConfig& options) {
+  if (options.device != "auto" && options.device != "cpu") {
+    throw Error(ExitCode::kUsage, fmt::format("device: there is no '{}' in this build", options.device),
+                "use device=cpu or auto");
+  }
+  if (options.num_threads < 0) {
+    throw Error(ExitCode::kUsage, fmt::format("num_threads is {}", options.num_threads), "use 0 for all cores");
+  }
+  std::ifstream file("/proc/cpuinfo");
+  std::stringstream cpuinfo;
+  cpuinfo << file.rdbuf();
+  Device device;
+  device.processor = parse_processor(cpuinfo.str());
+  device.threads = options.num_threads > 0 ? options.num_threads : usable_cores();
+  at::set_num_threads(static_cast<int>(device.threads));
+  return device;
+}
+
+void seed(uint64_t value) { generator().set_current_seed(value); }
+
+at::Tensor random_state() { return generator().get_state(); }
+
+void restore_random_state(const at::Tensor& state) { generator().set_state(state); }
+
+int64_t memory_bytes() {
+  return status_bytes("VmRSS:");
+}
+
+int64_t peak_memory_bytes() {
+  return status_bytes("VmHWM:");
+}
+
+double measure_matmul_peak(at::ScalarType type) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int64_t kSize = 1024;
+  constexpr double kSeconds = 0.2;
+  const c10::NoGradGuard no_gradients;
+  const at::Tensor left = at::ones({kSize, kSize}, type);
+  const at::Tensor right = at::ones({kSize, kSize}, type);
+  at::mm(left, right);  // the first product also builds oneDNN's kernel
+  double best = 0;
+  const auto begin = Clock::now();
+  do {
+    const auto start = Clock::now();
+    at::mm(left, right);
+    const std::chrono::duration<double> elapsed = Clock::now() - start;
+    best = std::max(best, 2.0 * kSize * kSize * kSize / elapsed.count());
+  } while (std::chrono::duration<double>(Clock::now() - begin).count() < kSeconds);
+  return best;
+}
+
+}  // namespace fettle::device

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The machine a run computes on: threads, random numbers, memory, and what the processor can do.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "config/config.h"
+
+namespace fettle::device {
+
+/// What /proc/cpuinfo says of the processor.
+struct Processor {
+  std::string name = "unknown processor";
+  std::string vector_instructions = "none";  ///< the widest set that matters: AVX-512, AVX2 or none
+  bool bf16_instructions = false;            ///< AVX512-BF16 or AMX-BF16: bf16 products run at full speed
+};
+
+/// Parses the text of /proc/cpuinfo.
+Processor parse_processor(std::string_view cpuinfo);
+
+/// Physical cores in this process's affinity mask, at most the CPU quota of its control group; at least 1. Two hardware
+/// threads of a core count once: a matrix product gains nothing from the second.
+int64_t usable_cores();
+
+/// The device of a run.
+struct Device {
+  Processor processor;
+  int64_t threads = 1;
+
+  /// One line for the log, e.g. "cpu: AMD EPYC, 2 threads, AVX-512, bf16 instructions".
+  [[nodiscard]] std::string description() const;
+};
+
+/// Sets the process's thread counts from the options. Call once, before any tensor work.
+/// Throws Error{kUsage} for a device this build does not know.
+Device start(const config::DeviceConfig& options);
+
+/// Seeds the generator that dropout and sampling draw from.
+void seed(uint64_t value);
+/// The whole state of that generator, uint8 [bytes]; restoring it continues the same numbers.
+at::Tensor random_state();
+void restore_random_state(const at::Tensor& state);
+
+/// Resident bytes of this process now, and the most since it started.
+int64_t memory_bytes();
+int64_t peak_memory_bytes();
+
+/// Floating-point operations per second of one large square matrix product in `type`, the best of a few tries; takes
+/// about a fifth of a second. The ceiling that a model's own rate is compared with (MFU).
+double measure_matmul_peak(at::ScalarType type);
+
+}  // namespace fettle::device

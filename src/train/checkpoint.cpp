@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+#include <system_error>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "device/device.h"
+#include "hub/safetensors.h"
+#include "train/tensor_file.h"
+
+namespace fettle::train {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr std::string_view kPrefix = "checkpoint-";
+constexpr std::string_view kUnfinished = ".unfinished";
+constexpr const char* kManifest = "manifest.json";
+constexpr const char* kState = "trainer_state.json";
+constexpr const char* kOptimizer = "optimizer.safetensors";
+constexpr const char* kRandomState = "random_state.safetensors";
+
+/// The step in "checkpoint-<step>", nothing for any other name.
+std::optional<int64_t> step_of(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  int64_t step = 0;
+  const char* end = name.data() + name.size();
+  const auto [rest, failure] = std::from_chars(name.data() + kPrefix.size(), end, step);
+  return failure == std::errc() && rest == end ? std::optional(step) : std::nullopt;
+}
+
+std::string hash_file(const fs::path& path) {
+  Sha256 hash;
+  hash.update(MappedFile::open(path)->bytes());
+  return hash.finish();
+}
+
+void write_manifest(const fs::path& folder) {
+  nlohmann::json files = nlohmann::json::object();
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    files[entry.path().filename().string()] = {{"bytes", entry.file_size()}, {"sha256", hash_file(entry.path())}};
+  }
+  write_file(folder / kManifest, nlohmann::json{{"files", files}}.dump(2) + '\n');
+}
+
+/// Removes a folder; what cannot be removed is a warning, not the end of a run.
+void remove_folder(const fs::path& folder) {
+  std::error_code failure;
+  fs::remove_all(folder, failure);
+  if (failure) log::warning("cannot remove {}: {}", folder.string(), failure.message());
+}
+
+/// See why_broken; throws nlohmann's exceptions for a manifest of the wrong form.
+std::string compare_with_manifest(const fs::path& folder) {
+  if (!fs::is_regular_file(folder / kManifest)) return fmt::format("{} is missing", kManifest);
+  const nlohmann::json files = nlohmann::json::parse(read_file(folder / kManifest)).at("files");
+  for (const char* name : {kOptimizer, kRandomState, kState}) {
+    if (!files.contains(name)) return fmt::format("{} does not list {}", kManifest, name);
+  }
+  for (const auto& [name, entry] : files.items()) {
+    if (fs::path(name).filename() != name) return fmt::format("{} lists '{}'", kManifest, name);
+    if (!fs::is_regular_file(folder / name)) return fmt::format("{} is missing", name);
+    if (entry.at("bytes") != fs::file_size(folder / name)) return fmt::format("{} has another size", name);
+    if (entry.at("sha256") != hash_file(folder / name)) return fmt::format("{} has another SHA-256", name);
+  }
+  return {};
+}
+
+void write_files(const fs::path& folder, const Snapshot& snapshot, const AddFiles& add_files) {
+  hub::write_safetensors(folder / snapshot.weights_file, TensorViews(snapshot.weights).views(), {{"format", "pt"}});
+  hub::write_safetensors(folder / kOptimizer, TensorViews(snapshot.optimizer).views(), {});
+  hub::write_safetensors(folder / kRandomState, TensorViews({{"cpu", device::random_state()}}).views(), {});
+  write_file(folder / kState, snapshot.state.dump(2) + '\n');
+  if (add_files) add_files(folder);
+  write_manifest(folder);
+  sync_directory(folder);
+}
+
+}  // namespace
+
+fs::path write_checkpoint(const fs::path& output_dir, int64_t step, const Snapshot& snapshot,
+                          const AddFiles& add_files) {
+  require_finite(snapshot.weights);
+  require_finite(snapshot.optimizer);
+  const fs::path folder = output_dir / fmt::format("{}{}", kPrefix, step);
+  const fs::path unfinished = folder.string() + std::string(kUnfinished);
+  remove_folder(unfinished);
+  make_directories(unfinished);
+  try {
+    write_files(unfinished, snapshot, add_files);
+    remove_folder(folder);
+    std::error_code failure;
+    fs::rename(unfinished, folder, failure);
+    if (failure) throw_system_error("rename to", folder, failure.value());
+  } catch (...) {
+    remove_folder(unfinished);
+    throw;
+  }
+  sync_directory(output_dir);
+  return folder;
+}
+
+void restore_checkpoint(const fs::path& folder, const Snapshot& snapshot) {
+  read_tensors(folder / snapshot.weights_file, snapshot.weights);
+  read_tensors(folder / kOptimizer, snapshot.optimizer);
+  const at::Tensor random_state = device::random_state().clone();
+  read_tensors(folder / kRandomState, {{"cpu", random_state}});
+  device::restore_random_state(random_state);
+}
+
+nlohmann::json read_checkpoint_state(const fs::path& folder) {
+  const nlohmann::json state = nlohmann::json::parse(read_file(folder / kState), nullptr, false);
+  if (!state.is_object()) {
+    throw Error(ExitCode::kData, fmt::format("{} is not a JSON object", (folder / kState).string()),
+                "resume from another checkpoint");
+  }
+  return state;
+}
+
+std::string why_broken(const fs::path& folder) {
+  try {
+    return compare_with_manifest(folder);
+  } catch (const nlohmann::json::exception&) {
+    return fmt::format("{} is not a manifest", kManifest);
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+std::vector<fs::path> list_checkpoints(const fs::path& output_dir) {
+  std::map<int64_t, fs::path> by_step;
+  std::error_code failure;
+  for (const fs::directory_entry& entry : fs::directory_iterator(output_dir, failure)) {
+    const auto step = step_of(entry.path());
+    if (step && entry.is_directory()) by_step[*step] = entry.path();
+  }
+  std::vector<fs::path> folders;
+  for (const auto& [step, folder] : by_step) folders.push_back(folder);
+  return folders;
+}
+
+std::optional<fs::path> newest_checkpoint(const fs::path& output_dir) {
+  std::vector<fs::path> folders = list_checkpoints(output_dir);
+  std::reverse(folders.begin(), folders.end());
+  for (const fs::path& folder : folders) {
+    const std::string reason = why_broken(folder);
+    if (reason.empty()) return folder;
+    log::warning("{} is broken and skipped: {}", folder.string(), reason);
+  }
+  return std::nullopt;
+}
+
+void prune_checkpoints(const fs::path& output_dir, int64_t keep) {
+  for (const fs::directory_entry& entry : fs::directory_iterator(output_dir)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(kPrefix) && name.ends_with(kUnfinished)) remove_folder(entry.path());
+  }
+  const std::vector<fs::path> folders = list_checkpoints(output_dir);
+  const auto limit = static_cast<size_t>(keep);
+  if (keep <= 0 || folders.size() <= limit) return;
+  for (size_t i = 0; i < folders.size() - limit; ++i) remove_folder(folders[i]);
+}
+
+}  // namespace fettle::train

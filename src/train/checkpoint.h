@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Checkpoints: output_dir/checkpoint-<step>/, complete or not there at all.
+///
+/// A folder is written under a temporary name, every file fsynced, the manifest (sizes and SHA-256 of all other files)
+/// last, then renamed. So a folder with that name is whole unless the disk failed, and the manifest tells.
+///   adapter_model.safetensors  or, for full fine-tuning, model.safetensors: the float32 masters
+///   optimizer.safetensors      means, squared means and step of every parameter
+///   random_state.safetensors   the generator that dropout draws from
+///   trainer_state.json         position in the data, counts, schedule, and what the run is
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/decoder.h"
+
+namespace fettle::train {
+
+/// The live tensors of a run and the numbers beside them.
+struct Snapshot {
+  std::string weights_file;  ///< adapter_model.safetensors or model.safetensors
+  std::vector<model::NamedTensor> weights;
+  std::vector<model::NamedTensor> optimizer;
+  nlohmann::json state;  ///< trainer_state.json
+};
+
+/// Adds further files, e.g. adapter_config.json, to a folder that is being written.
+using AddFiles = std::function<void(const std::filesystem::path&)>;
+
+/// Writes output_dir/checkpoint-<step> and returns its path; one of that name is replaced. The random generator's state
+/// is taken from the device. Throws Error{kDiverged} for a tensor that is not finite, {kIo} or {kPermission}; then
+/// nothing of it remains and older checkpoints are untouched.
+std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, int64_t step, const Snapshot& snapshot,
+                                       const AddFiles& add_files = {});
+
+/// Overwrites the snapshot's tensors and the device's generator from a checkpoint. Throws Error{kData} if it does not
+/// fit.
+void restore_checkpoint(const std::filesystem::path& folder, const Snapshot& snapshot);
+
+/// trainer_state.json of a checkpoint.
+nlohmann::json read_checkpoint_state(const std::filesystem::path& folder);
+
+/// Empty if all files are there with the sizes and hashes of the manifest; else what is wrong, naming the file.
+std::string why_broken(const std::filesystem::path& folder);
+
+/// The valid checkpoint of the highest step. Broken ones are named in the log and passed over.
+std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& output_dir);
+
+/// checkpoint-<step> folders, ascending by step, broken ones included.
+std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& output_dir);
+
+/// Removes all but the newest `keep` checkpoints (0: keeps all) and what killed runs left half written.
+void prune_checkpoints(const std::filesystem::path& output_dir, int64_t keep);
+
+}  // namespace fettle::train

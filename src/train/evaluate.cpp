@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/evaluate.h"
+
+#include <c10/core/GradMode.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "hub/safetensors.h"
+#include "train/loop.h"
+#include "train/tensor_stream.h"
+
+namespace fettle::train {
+namespace {
+
+Evaluation finish(double loss_sum, int64_t target_tokens, int64_t records) {
+  if (target_tokens == 0) {
+    throw Error(ExitCode::kData, "no token of the evaluation records is a target",
+                "look at the masks with `fettle preprocess`");
+  }
+  const double loss = loss_sum / static_cast<double>(target_tokens);
+  if (!std::isfinite(loss)) {
+    throw Error(ExitCode::kDiverged, fmt::format("the evaluation loss is {}", loss),
+                "the model holds NaN or infinity, or overflows: try bf16=false");
+  }
+  return {loss, std::exp(loss), target_tokens, records};
+}
+
+}  // namespace
+
+data::Batch single_document(const data::TokenDataset& dataset, int64_t index) {
+  const auto tokens = dataset.input_ids(index);
+  const auto labels = dataset.labels(index);
+  data::Batch batch;
+  batch.tokens.assign(tokens.begin(), tokens.end());
+  batch.labels.assign(labels.begin() + 1, labels.end());
+  batch.labels.push_back(data::kIgnore);
+  for (size_t i = 0; i < tokens.size(); ++i) batch.positions.push_back(static_cast<int64_t>(i));
+  batch.cu_seqlens = {0, static_cast<int32_t>(tokens.size())};
+  batch.documents = {index};
+  for (const int64_t label : batch.labels) batch.target_tokens += label != data::kIgnore ? 1 : 0;
+  return batch;
+}
+
+Evaluation evaluate(const model::Decoder& model, const data::TokenDataset& dataset, const data::OrderOptions& order,
+                    int64_t most_batches) {
+  const c10::NoGradGuard no_gradients;
+  const data::BatchOrder batches(dataset, order, 0);
+  double loss_sum = 0;
+  int64_t target_tokens = 0;
+  for (int64_t i = 0; i < batches.batches() && most_batches > 0; ++i) {
+    const data::Batch batch = batches.batch(i);
+    if (batch.target_tokens == 0) continue;
+    loss_sum += model.loss_sum(to_tensors(batch)).item<double>();
+    target_tokens += batch.target_tokens;
+    --most_batches;
+  }
+  return finish(loss_sum, target_tokens, dataset.size());
+}
+
+Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,
+                            const std::filesystem::path& file) {
+  const c10::NoGradGuard no_gradients;
+  double loss_sum = 0;
+  int64_t target_tokens = 0;
+  std::string lines;
+  for (int64_t i = 0; i < dataset.size(); ++i) {
+    const data::Batch batch = single_document(dataset, i);
+    nlohmann::ordered_json line = {{"record", dataset.record(i)}, {"loss", nullptr}};
+    if (batch.target_tokens > 0) {
+      const double loss = model.loss_sum(to_tensors(batch)).item<double>();
+      loss_sum += loss;
+      target_tokens += batch.target_tokens;
+      line["loss"] = loss / static_cast<double>(batch.target_tokens);
+    }
+    line["target_tokens"] = batch.target_tokens;
+    line["tokens"] = batch.tokens.size();
+    lines += line.dump() + '\n';
+  }
+  write_file(file, lines);
+  return finish(loss_sum, target_tokens, dataset.size());
+}
+
+void write_logits(const model::Decoder& model, const data::TokenDataset& dataset, const std::filesystem::path& file) {
+  const c10::NoGradGuard no_gradients;
+  std::vector<TensorStream::Entry> entries;
+  for (int64_t i = 0; i < dataset.size(); ++i) {
+    entries.push_back({fmt::format("record.{}", i), {dataset.length(i), model.spec().vocab_size}});
+  }
+  TensorStream stream(file, entries);
+  for (int64_t i = 0; i < dataset.size(); ++i) {
+    const at::Tensor hidden = model.hidden_states(to_tensors(single_document(dataset, i)));
+    stream.write(model.logits(hidden).to(at::kFloat).contiguous());
+  }
+  stream.finish();
+}
+
+}  // namespace fettle::train

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Loss and perplexity of a model on documents. The model must not be in training mode: dropout would be active.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <limits>
+
+#include "data/batch.h"
+#include "data/dataset.h"
+#include "model/decoder.h"
+#include "train/metrics.h"
+
+namespace fettle::train {
+
+/// The mean loss over all target tokens and its perplexity. Packed or not, and whatever the batch size,
+/// the result is the same to rounding: documents never see each other. `order.shuffle` must be false. Stops
+/// after `most_batches` with targets. Throws Error{kData} if no token is a target, {kDiverged} if the loss is not
+/// finite.
+Evaluation evaluate(const model::Decoder& model, const data::TokenDataset& dataset, const data::OrderOptions& order,
+                    int64_t most_batches = std::numeric_limits<int64_t>::max());
+
+/// The same document by document, and writes one JSON line each to `file`:
+/// {"record": place of the record in its file, "loss": null without targets, "target_tokens", "tokens"}.
+Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,
+                            const std::filesystem::path& file);
+
+/// Writes the float32 logits of every document, tensor record.<document> [T, V], to a safetensors file, one document at
+/// a time. Throws Error{kIo} or {kPermission}; `file` is complete or not there.
+void write_logits(const model::Decoder& model, const data::TokenDataset& dataset, const std::filesystem::path& file);
+
+/// One document as a batch of its own; `index` of the dataset.
+data::Batch single_document(const data::TokenDataset& dataset, int64_t index);
+
+}  // namespace fettle::train

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/fine_tune.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <filesystem>
+#include <optional>
+#include <utility>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "config/describe.h"
+#include "device/device.h"
+#include "hub/safetensors.h"
+#include "train/checkpoint.h"
+#include "train/evaluate.h"
+#include "train/inputs.h"
+#include "train/loop.h"
+#include "train/model_card.h"
+#include "train/output_folder.h"
+#include "train/save.h"
+
+namespace fettle::train {
+namespace fs = std::filesystem;
+namespace {
+
+/// Batches on which a saved result is compared with the model in memory.
+constexpr int64_t kProbeBatches = 2;
+
+data::OrderOptions training_order(const config::Config& config) {
+  return {config.data.max_seq_length, config.data.packing, config.data.shuffle, config.training.seed,
+          config.training.per_device_train_batch_size};
+}
+
+data::OrderOptions evaluation_order(const config::Config& config) {
+  return {config.data.max_seq_length, config.data.packing, /*shuffle=*/false, config.training.seed,
+          config.training.per_device_eval_batch_size};
+}
+
+void log_evaluation(const char* when, const Evaluation& evaluation) {
+  log::info("{}: loss {:.4f}, perplexity {:.3f} on {} records ({} target tokens)", when, evaluation.loss,
+            evaluation.perplexity, evaluation.records, evaluation.target_tokens);
+}
+
+/// One run of `fettle train`. Members are what several of its stages need.
+class FineTuning {
+ public:
+  FineTuning(const config::Config& config, ModelInputs inputs, data::PreparedData data)
+      : config_(config), inputs_(std::move(inputs)), data_(std::move(data)), output_dir_(config.output.output_dir) {}
+
+  /// Everything after the data is prepared, when there is anything left to do.
+  void run();
+  /// do_train is false.
+  void evaluate_only();
+
+ private:
+  [[nodiscard]] bool evaluates() const { return config_.training.do_eval && data_.validation.has_value(); }
+  [[nodiscard]] Evaluation evaluate_on_validation(const model::Decoder& model) const {
+    return evaluate(model, *data_.validation, evaluation_order(config_));
+  }
+  [[nodiscard]] model::Decoder make_model() const;
+  [[nodiscard]] Run make_run(model::Decoder& model, MetricsLog& metrics);
+  [[nodiscard]] Snapshot snapshot(const Run& run) const;
+  void resume(const fs::path& checkpoint, Run& run);
+  std::optional<Evaluation> train_from(const StartingPoint& start, model::Decoder& model, MetricsLog& metrics);
+  void save_checkpoint(const Run& run) const;
+  void evaluate_before(const Run& run);
+  void save_result(const model::Decoder& model) const;
+  [[nodiscard]] Evaluation probe(const model::Decoder& model) const;
+  [[nodiscard]] model::Decoder verified(model::Decoder model) const;
+  void write_results(const std::optional<Evaluation>& after) const;
+  void announce() const;
+
+  const config::Config& config_;
+  ModelInputs inputs_;
+  data::PreparedData data_;
+  fs::path output_dir_;
+  nlohmann::json identity_;
+  TrainingState state_;
+  std::optional<Evaluation> before_;
+};
+
+model::Decoder FineTuning::make_model() const {
+  model::Decoder model = load_model(inputs_, config_.model, compute_type(config_.training));
+  if (!config_.lora.use_peft) {
+    model.make_trainable_full();
+  } else if (config_.model.adapter_name_or_path.empty()) {
+    model.add_lora(config_.lora, static_cast<uint64_t>(config_.training.seed));
+  }
+  model.set_gradient_checkpointing(config_.training.gradient_checkpointing);
+  return model;
+}
+
+Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
+  const config::TrainingConfig& training = config_.training;
+  StepLoader loader(data_.train, training_order(config_), training.gradient_accumulation_steps);
+  const int64_t total = total_steps(training, loader.steps_per_epoch());
+  Run run{.options = training,
+          .model = model,
+          .parameters = model.trainable(),
+          .loader = std::move(loader),
+          .total_steps = total,
+          .optimizer = AdamW(model.trainable(), training),
+          .schedule = Schedule::from_config(training, peak_learning_rate(training, config_.lora), total),
+          .metrics = metrics,
+          .full_training = !config_.lora.use_peft,
+          .peak_flops = device::measure_matmul_peak(compute_type(training))};
+  if (evaluates()) run.evaluate = [this, &model] { return evaluate_on_validation(model); };
+  if (training.save_strategy != "no") run.save = [this](const Run& state) { save_checkpoint(state); };
+  return run;
+}
+
+Snapshot FineTuning::snapshot(const Run& run) const {
+  nlohmann::json state = {{"state", run.state},
+                          {"schedule", run.schedule.state()},
+                          {"evaluation_before", nullptr},
+                          {"identity", identity_}};
+  if (before_) state["evaluation_before"] = *before_;
+  const char* weights_file = config_.lora.use_peft ? "adapter_model.safetensors" : "model.safetensors";
+  return {weights_file, run.parameters, run.optimizer.state(), state};
+}
+
+void FineTuning::resume(const fs::path& checkpoint, Run& run) {
+  const nlohmann::json saved = read_checkpoint_state(checkpoint);
+  try {
+    run.state = saved.at("state").get<TrainingState>();
+    run.schedule.restore(saved.at("schedule"));
+    if (!saved.at("evaluation_before").is_null()) before_ = saved.at("evaluation_before").get<Evaluation>();
+  } catch (const nlohmann::json::exception&) {
+    throw Error(ExitCode::kData, fmt::format("{} was written by another version", checkpoint.string()),
+                "start again with overwrite_output_dir and resume_from_checkpoint=none");
+  }
+  restore_checkpoint(checkpoint, snapshot(run));
+  run.model.refresh_compute_weights();
+  run.metrics.drop_after(run.state.step);
+  log::info("resuming from {} at step {} of {}", checkpoint.string(), run.state.step, run.total_steps);
+}
+
+void FineTuning::save_checkpoint(const Run& run) const {
+  const auto add_files = [this, &run](const fs::path& folder) {
+    if (config_.lora.use_peft) {
+      hub::write_adapter_config(folder, adapter_config(run.model, config_.model));
+    } else {
+      write_file(folder / "config.json", inputs_.base.config.dump(2) + '\n');
+    }
+  };
+  const fs::path folder = write_checkpoint(output_dir_, run.state.step, snapshot(run), add_files);
+  prune_checkpoints(output_dir_, config_.training.save_total_limit);
+  log::debug("wrote {}", folder.string());
+}
+
+void FineTuning::evaluate_before(const Run& run) {
+  if (!evaluates() || run.state.step > 0) return;
+  before_ = evaluate_on_validation(run.model);
+  run.metrics.write(evaluation_line(*before_, 0, 0));
+  log_evaluation("before training", *before_);
+}
+
+void FineTuning::save_result(const model::Decoder& model) const {
+  if (config_.lora.use_peft) {
+    save_adapter(output_dir_, model, config_.model, inputs_.tokenizer);
+  } else {
+    save_full_model(output_dir_, model, inputs_.base, inputs_.tokenizer,
+                    hub::parse_byte_size(config_.output.max_shard_size, "max_shard_size"));
+  }
+}
+
+Evaluation FineTuning::probe(const model::Decoder& model) const {
+  return evaluate(model, evaluates() ? *data_.validation : data_.train, evaluation_order(config_), kProbeBatches);
+}
+
+/// Loads the result from disk in place of `model` and compares their losses. The weights in memory are gone by then:
+/// one model's memory is enough, and what is evaluated afterwards is what the user has.
+model::Decoder FineTuning::verified(model::Decoder model) const {
+  const at::ScalarType type = compute_type(config_.training);
+  const double expected = probe(model).loss;
+  { const model::Decoder released = std::move(model); }
+  model::Decoder loaded = load_result(output_dir_, inputs_.base, config_.lora.use_peft, type);
+  const double actual = probe(loaded).loss;
+  const at::ScalarType stored = config_.lora.use_peft ? at::kFloat : stored_type(inputs_.base.open_weights());
+  const double tolerance = stored == at::kFloat || stored == type ? 1e-5 : 1e-2;  // rounded once more: half precision
+  if (!(std::abs(actual - expected) <= tolerance * std::abs(expected))) {
+    throw Error(ExitCode::kInternal,
+                fmt::format("the saved model differs: loss {} read back from {}, {} in memory", actual,
+                            output_dir_.string(), expected),
+                "please report it; the checkpoints are intact");
+  }
+  log::info("verified: the result read back from disk has the same loss ({:.5f})", actual);
+  return loaded;
+}
+
+void FineTuning::write_results(const std::optional<Evaluation>& after) const {
+  nlohmann::ordered_json results = {{"train_loss", state_.loss_sum / static_cast<double>(state_.step)},
+                                    {"train_runtime", state_.seconds},
+                                    {"train_tokens", state_.tokens},
+                                    {"train_target_tokens", state_.target_tokens},
+                                    {"train_tokens_per_second", static_cast<double>(state_.tokens) / state_.seconds},
+                                    {"epoch", state_.epoch},
+                                    {"steps", state_.step}};
+  if (before_) {
+    results["eval_loss_before"] = before_->loss;
+    results["eval_perplexity_before"] = before_->perplexity;
+  }
+  if (after) {
+    results["eval_loss"] = after->loss;
+    results["eval_perplexity"] = after->perplexity;
+    results["eval_target_tokens"] = after->target_tokens;
+    results["eval_records"] = after->records;
+  }
+  results["peak_memory_bytes"] = device::peak_memory_bytes();
+  write_file(output_dir_ / "README.md", model_card(config_, results));
+  write_file(output_dir_ / "all_results.json", results.dump(2) + '\n');
+}
+
+void FineTuning::announce() const {
+  const std::string& base = config_.model.model_name_or_path;
+  const std::string model = config_.lora.use_peft ? fmt::format("--model_name_or_path={} --adapter_name_or_path={}",
+                                                                base, output_dir_.string())
+                                                  : fmt::format("--model_name_or_path={}", output_dir_.string());
+  log::info("the {} is in {}", config_.lora.use_peft ? "adapter" : "model", output_dir_.string());
+  log::info("try it: fettle generate {} --prompt=\"...\"", model);
+}
+
+std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, model::Decoder& model,
+                                                 MetricsLog& metrics) {
+  device::seed(static_cast<uint64_t>(config_.training.seed));
+  Run run = make_run(model, metrics);
+  if (start.checkpoint) resume(*start.checkpoint, run);
+  evaluate_before(run);
+  train(run);
+  state_ = run.state;
+  return run.last_evaluation;
+}
+
+void FineTuning::run() {
+  identity_ = run_identity(config_, data_.train.fingerprint());
+  const StartingPoint start = find_starting_point(config_.output, identity_);
+  if (start.finished) {
+    log::info("this run is complete already");
+    announce();
+    return;
+  }
+  begin_run(config_.output, identity_, start);
+  write_file(output_dir_ / "fettle_config.json", config::to_json(config_).dump(2) + '\n');
+  MetricsLog metrics(output_dir_ / "metrics.jsonl", start.checkpoint.has_value());
+  model::Decoder model = make_model();
+  std::optional<Evaluation> after = train_from(start, model, metrics);
+  save_result(model);
+  if (config_.output.verify_saved_model) model = verified(std::move(model));
+  if (evaluates() && !after) {
+    after = evaluate_on_validation(model);
+    metrics.write(evaluation_line(*after, state_.step, state_.epoch));
+  }
+  if (before_) log_evaluation("before training", *before_);
+  if (after) log_evaluation("after training", *after);
+  write_results(after);
+  finish_run(output_dir_, identity_);
+  announce();
+}
+
+void FineTuning::evaluate_only() {
+  if (!evaluates()) {
+    throw Error(ExitCode::kConfig, "do_train is false and there are no evaluation records",
+                "give validation_file or validation_split_percentage");
+  }
+  const Evaluation evaluation =
+      evaluate_on_validation(load_model(inputs_, config_.model, compute_type(config_.training)));
+  log_evaluation("evaluation", evaluation);
+  make_directories(output_dir_);
+  write_file(output_dir_ / "eval_results.json", evaluation_results(evaluation).dump(2) + '\n');
+}
+
+}  // namespace
+
+double peak_learning_rate(const config::TrainingConfig& training, const config::LoraConfig& lora) {
+  return training.learning_rate.value_or(lora.use_peft ? 2e-4 : 2e-5);
+}
+
+void fine_tune(const config::Config& config) {
+  log::info("{}", device::start(config.device).description());
+  ModelInputs inputs = load_inputs(config.model);
+  data::PreparedData data = data::prepare(config.data, inputs.tokenizer, config.training.do_train);
+  require_vocabulary(inputs, data.train);
+  if (data.validation) require_vocabulary(inputs, *data.validation);
+  FineTuning fine_tuning(config, std::move(inputs), std::move(data));
+  if (config.training.do_train) {
+    fine_tuning.run();
+  } else {
+    fine_tuning.evaluate_only();
+  }
+}
+
+}  // namespace fettle::train

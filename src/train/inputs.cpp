@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/inputs.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "hub/adapter.h"
+
+namespace fettle::train {
+
+ModelInputs load_inputs(const config::ModelConfig& model) {
+  hub::ModelFolder base = hub::resolve_model(model);
+  model::DecoderSpec spec = model::DecoderSpec::from_config(base.config);
+  text::Tokenizer tokenizer = text::Tokenizer::load(base.tokenizer_folder);
+  return {std::move(base), std::move(spec), std::move(tokenizer)};
+}
+
+void require_vocabulary(const ModelInputs& inputs, const data::TokenDataset& dataset) {
+  if (inputs.tokenizer.vocab_size() <= inputs.spec.vocab_size) return;
+  for (int64_t i = 0; i < dataset.size(); ++i) {
+    const auto ids = dataset.input_ids(i);
+    const auto largest = std::max_element(ids.begin(), ids.end());
+    if (largest == ids.end() || *largest < inputs.spec.vocab_size) continue;
+    throw Error(ExitCode::kConfig,
+                fmt::format("record {} holds token {} ('{}'), but the model's vocabulary has {} tokens",
+                            dataset.record(i), *largest, inputs.tokenizer.token(*largest), inputs.spec.vocab_size),
+                "the tokenizer belongs to another model: set tokenizer_name to this model's");
+  }
+}
+
+at::ScalarType compute_type(const config::TrainingConfig& training) {
+  return training.bf16 ? at::kBFloat16 : at::kFloat;
+}
+
+model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type) {
+  model::Decoder decoder = model::Decoder::load(inputs.spec, inputs.base.open_weights(), type);
+  if (model.adapter_name_or_path.empty()) return decoder;
+  const auto folder = hub::resolve_folder(model.adapter_name_or_path, model, "adapter_name_or_path");
+  decoder.load_adapter(hub::read_adapter_config(folder), hub::open_adapter_weights(folder));
+  return decoder;
+}
+
+}  // namespace fettle::train

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What every command that runs a model starts from.
+#pragma once
+
+#include "config/config.h"
+#include "data/dataset.h"
+#include "hub/model_folder.h"
+#include "model/decoder.h"
+#include "text/tokenizer.h"
+
+namespace fettle::train {
+
+/// A model before its weights are touched: cheap to load, so that mistakes in options and data show at once.
+struct ModelInputs {
+  hub::ModelFolder base;
+  model::DecoderSpec spec;
+  text::Tokenizer tokenizer;
+};
+
+/// Throws Error as hub::resolve_model, model::DecoderSpec::from_config and text::Tokenizer::load.
+ModelInputs load_inputs(const config::ModelConfig& model);
+
+/// Throws Error{kConfig} naming the first document with a token that the model has no embedding for.
+void require_vocabulary(const ModelInputs& inputs, const data::TokenDataset& dataset);
+
+/// bfloat16 or float32.
+at::ScalarType compute_type(const config::TrainingConfig& training);
+
+/// The base's weights, with those of adapter_name_or_path if it is set.
+model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type);
+
+}  // namespace fettle::train

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+/// metrics.jsonl: what a run measured, one JSON object a line, for programs.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+namespace fettle::train {
+
+/// Numbers of one optimizer step or of the steps since the last logged one.
+struct StepMetrics {
+  int64_t step = 0;      ///< updates done
+  double epoch = 0;      ///< passes over the data done, with the fraction
+  double loss = 0;       ///< mean of the steps' losses since the last line; a step's loss is the mean over its targets
+  double grad_norm = 0;  ///< of the last step, before clipping
+  double learning_rate = 0;  ///< that the last step used
+  int64_t tokens = 0;        ///< since the start of training, prompts included
+  int64_t target_tokens = 0;
+  double tokens_per_second = 0;  ///< since the last line, evaluation and checkpoints left out
+  double model_flops_per_second = 0;
+  double mfu =
+      0;  ///< model_flops_per_second ÷ the rate of a large matrix product measured at the start; 0: not measured
+  int64_t memory_bytes = 0;  ///< resident
+};
+
+/// Loss of one evaluation and its perplexity, e^loss.
+struct Evaluation {
+  double loss = 0;  ///< mean over all target tokens
+  double perplexity = 0;
+  int64_t target_tokens = 0;
+  int64_t records = 0;
+};
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Evaluation, loss, perplexity, target_tokens, records)
+
+nlohmann::ordered_json step_line(const StepMetrics& metrics);
+/// {"step", "epoch", "eval_loss", "eval_perplexity", "eval_target_tokens", "eval_records"}.
+nlohmann::ordered_json evaluation_line(const Evaluation& evaluation, int64_t step, double epoch);
+/// What `fettle eval` prints: {"eval_loss", "perplexity", "target_tokens", "records"}.
+nlohmann::ordered_json evaluation_results(const Evaluation& evaluation);
+
+/// An append-only JSONL file, written line by line.
+class MetricsLog {
+ public:
+  /// `keep`: whether an earlier run's lines stay. Throws Error{kIo} or {kPermission}.
+  MetricsLog(std::filesystem::path path, bool keep);
+  ~MetricsLog();
+  MetricsLog(const MetricsLog&) = delete;
+  MetricsLog& operator=(const MetricsLog&) = delete;
+
+  /// Drops the lines of later steps, which a resumed run will write again, and half a line at the end (a killed run).
+  void drop_after(int64_t step);
+  void write(const nlohmann::ordered_json& line);
+
+ private:
+  void replace(const std::string& content);
+
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+};
+
+/// Lines of a metrics file whose step is at most `last_step`. Stops at the first line that is not a JSON object.
+std::string metrics_up_to(std::string_view content, int64_t last_step);
+
+}  // namespace fettle::train

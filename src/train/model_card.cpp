@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/model_card.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <filesystem>
+
+#include "config/describe.h"
+
+namespace fettle::train {
+namespace {
+
+/// Options that were changed, but for paths: they say nothing to a reader elsewhere.
+std::string changed_options(const config::Config& config) {
+  const nlohmann::ordered_json defaults = config::to_json(config::Config());
+  std::string rows;
+  for (const auto& [name, value] : config::to_json(config).items()) {
+    if (value == defaults[name] || name.ends_with("_dir") || name.ends_with("_directory") || name.ends_with("_file"))
+      continue;
+    rows += fmt::format("| {} | {} |\n", name, value.is_string() ? value.get<std::string>() : value.dump());
+  }
+  return rows;
+}
+
+std::string file_names(const std::vector<std::string>& paths) {
+  std::vector<std::string> names;
+  for (const std::string& path : paths) names.push_back(std::filesystem::path(path).filename().string());
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+std::string usage(const config::Config& config) {
+  const std::string& base = config.model.model_name_or_path;
+  if (!config.lora.use_peft) return "fettle generate --model_name_or_path . --prompt \"...\"\n";
+  return fmt::format("fettle generate --model_name_or_path {} --adapter_name_or_path . --prompt \"...\"\n", base);
+}
+
+}  // namespace
+
+std::string model_card(const config::Config& config, const nlohmann::ordered_json& results) {
+  const bool adapter = config.lora.use_peft;
+  std::string card = "---\n";
+  card += fmt::format("base_model: {}\n", nlohmann::json(config.model.model_name_or_path).dump());
+  card += adapter ? "library_name: peft\n" : "library_name: transformers\n";
+  card += adapter ? "tags: [fettle, lora]\n" : "tags: [fettle]\n";
+  card += "pipeline_tag: text-generation\n---\n\n";
+  const std::string base = std::filesystem::path(config.model.model_name_or_path).filename().string();
+  card += fmt::format("# {} of {}\n\n", adapter ? "LoRA adapter" : "Fine-tuned copy", base);
+  const std::string data =
+      config.data.train_file.empty() ? config.data.dataset_name : file_names(config.data.train_file);
+  if (!data.empty()) card += fmt::format("Trained on {} with Fettle.\n\n", data);
+  card += "## Results\n\n| measure | value |\n|---|---|\n";
+  for (const auto& [name, value] : results.items()) card += fmt::format("| {} | {} |\n", name, value.dump());
+  card += "\n## Options that differ from the defaults\n\n| option | value |\n|---|---|\n" + changed_options(config);
+  card += "\n## Use\n\n```\n" + usage(config) + "```\n";
+  return card;
+}
+
+}  // namespace fettle::train

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+/// README.md of a saved result.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "config/config.h"
+
+namespace fettle::train {
+
+/// Markdown with the hub's metadata block: the base model, the data, the options that differ from the defaults, the
+/// results and how to use it. `results` is all_results.json.
+std::string model_card(const config::Config& config, const nlohmann::ordered_json& results);
+
+}  // namespace fettle::train

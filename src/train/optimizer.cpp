@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/optimizer.h"
+
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <cctype>
+#include <string>
+#include <utility>
+
+namespace fettle::train {
+namespace {
+
+std::vector<at::Tensor> gradients_of(const std::vector<model::NamedTensor>& parameters) {
+  std::vector<at::Tensor> gradients;
+  for (const model::NamedTensor& parameter : parameters) {
+    if (parameter.tensor.grad().defined()) gradients.push_back(parameter.tensor.grad());
+  }
+  return gradients;
+}
+
+}  // namespace
+
+bool decays(std::string_view name) {
+  std::string lower(name);
+  std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
+  for (const char* pattern : {"bias", "layernorm", "rmsnorm"}) {
+    if (lower.find(pattern) != std::string::npos) return false;
+  }
+  for (size_t begin = 0; begin <= lower.size();) {
+    const size_t end = std::min(lower.find('.', begin), lower.size());
+    const std::string_view module = std::string_view(lower).substr(begin, end - begin);
+    if (module == "norm" || module.ends_with("_norm")) return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
+double clip_gradients(const std::vector<model::NamedTensor>& parameters, double max_norm) {
+  const c10::NoGradGuard no_gradients;
+  const std::vector<at::Tensor> gradients = gradients_of(parameters);
+  if (gradients.empty()) return 0;
+  const double norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, 2)), 2).item<double>();
+  const double coefficient = max_norm / (norm + 1e-6);
+  if (max_norm > 0 && coefficient < 1) at::_foreach_mul_(gradients, coefficient);
+  return norm;
+}
+
+AdamW::AdamW(std::vector<model::NamedTensor> parameters, const config::TrainingConfig& options)
+    : beta1_(options.adam_beta1), beta2_(options.adam_beta2), epsilon_(options.adam_epsilon), groups_(2) {
+  groups_[0].weight_decay = options.weight_decay;
+  for (model::NamedTensor& parameter : parameters) {
+    Group& group = groups_[decays(parameter.name) ? 0 : 1];
+    group.means.push_back(at::zeros_like(parameter.tensor));
+    group.squared_means.push_back(at::zeros_like(parameter.tensor));
+    group.steps.push_back(at::zeros({}, at::kFloat));
+    group.parameters.push_back(std::move(parameter));
+  }
+}
+
+void AdamW::step(double learning_rate) {
+  for (Group& group : groups_) step_group(group, learning_rate);
+}
+
+void AdamW::step_group(Group& group, double learning_rate) const {
+  const c10::NoGradGuard no_gradients;
+  Group used;  // the entries whose parameter has a gradient; tensors are handles, so the kernel changes the group's own
+  std::vector<at::Tensor> parameters;
+  std::vector<at::Tensor> gradients;
+  for (size_t i = 0; i < group.parameters.size(); ++i) {
+    const at::Tensor& parameter = group.parameters[i].tensor;
+    if (!parameter.grad().defined()) continue;
+    parameters.push_back(parameter);
+    gradients.push_back(parameter.grad());
+    used.means.push_back(group.means[i]);
+    used.squared_means.push_back(group.squared_means[i]);
+    used.steps.push_back(group.steps[i].add_(1));
+  }
+  if (parameters.empty()) return;
+  at::_fused_adamw_(parameters, gradients, used.means, used.squared_means, {}, used.steps, learning_rate, beta1_,
+                    beta2_, group.weight_decay, epsilon_, /*amsgrad=*/false, /*maximize=*/false);
+}
+
+void AdamW::clear_gradients() {
+  for (Group& group : groups_) {
+    for (model::NamedTensor& parameter : group.parameters) parameter.tensor.mutable_grad().reset();
+  }
+}
+
+std::vector<model::NamedTensor> AdamW::state() const {
+  std::vector<model::NamedTensor> tensors;
+  for (const Group& group : groups_) {
+    for (size_t i = 0; i < group.parameters.size(); ++i) {
+      const std::string& name = group.parameters[i].name;
+      tensors.push_back({name + ".exp_avg", group.means[i]});
+      tensors.push_back({name + ".exp_avg_sq", group.squared_means[i]});
+      tensors.push_back({name + ".step", group.steps[i]});
+    }
+  }
+  return tensors;
+}
+
+}  // namespace fettle::train

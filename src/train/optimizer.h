@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+/// AdamW and gradient clipping, as torch computes them, on float32 masters.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "config/config.h"
+#include "model/decoder.h"
+
+namespace fettle::train {
+
+/// Whether weight decay applies to a parameter of this name: not to biases and norm weights (the rule of transformers'
+/// Trainer.get_decay_parameter_names).
+bool decays(std::string_view name);
+
+/// Scales all gradients so that their common L2 norm is at most `max_norm` and returns the norm before
+/// (torch.nn.utils.clip_grad_norm_). `max_norm` 0: only measures. The result is not finite if any gradient is not.
+double clip_gradients(const std::vector<model::NamedTensor>& parameters, double max_norm);
+
+/// torch.optim.AdamW (decoupled decay, bias correction) through ATen's fused kernel. Parameters are changed in place;
+/// one without a gradient is left alone, as in torch.
+class AdamW {
+ public:
+  /// `parameters`: float32 leaves, kept by reference for the life of the optimizer.
+  AdamW(std::vector<model::NamedTensor> parameters, const config::TrainingConfig& options);
+
+  /// One update from the parameters' gradients.
+  void step(double learning_rate);
+  /// Frees the gradients, so that the next backward writes new ones instead of adding.
+  void clear_gradients();
+
+  /// <name>.exp_avg, <name>.exp_avg_sq (shapes of the parameter) and <name>.step ([]), all float32 and live: not
+  /// copies.
+  [[nodiscard]] std::vector<model::NamedTensor> state() const;
+
+ private:
+  /// One decay group: parallel lists, as the fused kernel takes them.
+  struct Group {
+    double weight_decay = 0;
+    std::vector<model::NamedTensor> parameters;
+    std::vector<at::Tensor> means;          ///< exp_avg
+    std::vector<at::Tensor> squared_means;  ///< exp_avg_sq
+    std::vector<at::Tensor> steps;          ///< float32 scalars
+  };
+  void step_group(Group& group, double learning_rate) const;
+
+  double beta1_;
+  double beta2_;
+  double epsilon_;
+  std::vector<Group> groups_;  ///< with decay, without
+};
+
+}  // namespace fettle::train

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The result of a run on disk: an adapter that PEFT loads, or a model that transformers loads.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "config/config.h"
+#include "hub/model_folder.h"
+#include "model/decoder.h"
+#include "text/tokenizer.h"
+
+namespace fettle::train {
+
+/// adapter_config.json of this model's adapter, naming its base.
+hub::AdapterConfig adapter_config(const model::Decoder& model, const config::ModelConfig& base);
+
+/// adapter_model.safetensors (float32), adapter_config.json, tokenizer and template files. Each file is complete or not
+/// there; the weights come last. Throws Error{kDiverged} if a tensor is not finite, {kIo} or {kPermission}.
+void save_adapter(const std::filesystem::path& folder, const model::Decoder& model, const config::ModelConfig& base,
+                  const text::Tokenizer& tokenizer);
+
+/// Sharded safetensors in the base's type (bfloat16 for a quantised base), config.json, generation_config.json,
+/// tokenizer and template files. Throws as save_adapter.
+void save_full_model(const std::filesystem::path& folder, const model::Decoder& model, const hub::ModelFolder& base,
+                     const text::Tokenizer& tokenizer, uint64_t max_shard_size);
+
+/// The type that a model's weights have on disk: that of its largest tensor; bfloat16 if that is quantised.
+at::ScalarType stored_type(const hub::TensorSource& source);
+
+/// The weights of a saved result, loaded as any other program would: `base` and its adapter, or a full model in
+/// `folder`.
+model::Decoder load_result(const std::filesystem::path& folder, const hub::ModelFolder& base, bool is_adapter,
+                           at::ScalarType compute_type);
+
+}  // namespace fettle::train

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Where a run is, as a few numbers.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+
+#include "train/steps.h"
+
+namespace fettle::train {
+
+/// With the weights, the optimizer's and the schedule's state and the random generator's, this is all that a checkpoint
+/// needs: resuming continues bit for bit.
+struct TrainingState {
+  int64_t step = 0;  ///< updates done
+  Cursor cursor;
+  double epoch = 0;    ///< passes over the data done, with the fraction
+  int64_t tokens = 0;  ///< trained on so far, prompts included
+  int64_t target_tokens = 0;
+  double loss_sum = 0;         ///< of all steps' losses
+  double window_loss_sum = 0;  ///< of the steps that no metrics line covers yet
+  int64_t window_steps = 0;    ///< their number
+  double seconds = 0;          ///< spent in steps; evaluation and checkpoints left out
+};
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Cursor, epoch, batch)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingState, step, cursor, epoch, tokens, target_tokens, loss_sum, window_loss_sum,
+                                   window_steps, seconds)
+
+}  // namespace fettle::train

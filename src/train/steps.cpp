@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/steps.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/error.h"
+
+namespace fettle::train {
+
+StepLoader::StepLoader(data::TokenDataset dataset, const data::OrderOptions& options, int64_t accumulation)
+    : dataset_(std::move(dataset)), options_(options), accumulation_(accumulation) {}
+
+const data::BatchOrder& StepLoader::order(int64_t epoch) {
+  if (epoch_ != epoch) {
+    order_.emplace(dataset_, options_, epoch);
+    epoch_ = epoch;
+  }
+  return *order_;
+}
+
+Step StepLoader::next(Cursor& cursor) {
+  const data::BatchOrder& batches = order(cursor.epoch);
+  const Cursor begin = cursor;
+  Step step;
+  const int64_t end = std::min(cursor.batch + accumulation_, batches.batches());
+  for (; cursor.batch < end; ++cursor.batch) {
+    step.batches.push_back(batches.batch(cursor.batch));
+    step.tokens += static_cast<int64_t>(step.batches.back().tokens.size());
+    step.target_tokens += step.batches.back().target_tokens;
+  }
+  if (step.target_tokens == 0) {
+    throw Error(
+        ExitCode::kData,
+        fmt::format("no token of micro-batches {} to {} of epoch {} is a target", begin.batch, end - 1, begin.epoch),
+        "look at the masks with `fettle preprocess`; a larger batch mixes such records with others");
+  }
+  step.ends_epoch = end == batches.batches();
+  if (step.ends_epoch) cursor = {cursor.epoch + 1, 0};
+  return step;
+}
+
+int64_t StepLoader::steps_per_epoch() {
+  return std::max<int64_t>(1, (order(std::max<int64_t>(0, epoch_)).batches() + accumulation_ - 1) / accumulation_);
+}
+
+double StepLoader::epochs(const Cursor& cursor) {
+  if (cursor.batch == 0) return static_cast<double>(cursor.epoch);
+  return static_cast<double>(cursor.epoch) +
+         static_cast<double>(cursor.batch) / static_cast<double>(order(cursor.epoch).batches());
+}
+
+int64_t total_steps(const config::TrainingConfig& options, int64_t steps_per_epoch) {
+  if (options.max_steps > 0) return options.max_steps;
+  return static_cast<int64_t>(std::ceil(options.num_train_epochs * static_cast<double>(steps_per_epoch)));
+}
+
+int64_t interval_steps(double value, int64_t total_steps) {
+  const double steps = value < 1 ? std::ceil(value * static_cast<double>(total_steps)) : value;
+  return std::max<int64_t>(1, static_cast<int64_t>(steps));
+}
+
+}  // namespace fettle::train

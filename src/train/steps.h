@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Micro-batches grouped into optimizer steps, and how many steps a run has.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "config/config.h"
+#include "data/batch.h"
+#include "data/dataset.h"
+
+namespace fettle::train {
+
+/// The position in the data: the micro-batch that comes next.
+struct Cursor {
+  int64_t epoch = 0;
+  int64_t batch = 0;
+};
+
+/// The micro-batches of one optimizer step.
+struct Step {
+  std::vector<data::Batch> batches;
+  int64_t tokens = 0;
+  int64_t target_tokens = 0;  ///< of all its batches: what the step's loss is divided by
+  bool ends_epoch = false;
+};
+
+/// Deals out the steps of a dataset. `accumulation` micro-batches make a step; the last of an epoch may have fewer, as
+/// in transformers. Holds no position: the same cursor always gives the same step.
+class StepLoader {
+ public:
+  StepLoader(data::TokenDataset dataset, const data::OrderOptions& options, int64_t accumulation);
+
+  /// The step at `cursor`, which is moved to the next one. Throws Error{kData} if none of its tokens is a target.
+  Step next(Cursor& cursor);
+
+  [[nodiscard]] int64_t steps_per_epoch();
+  /// Passes over the data done at `cursor`, with the fraction.
+  [[nodiscard]] double epochs(const Cursor& cursor);
+
+ private:
+  /// The order of `epoch`; the newest is kept.
+  const data::BatchOrder& order(int64_t epoch);
+
+  data::TokenDataset dataset_;
+  data::OrderOptions options_;
+  int64_t accumulation_;
+  int64_t epoch_ = -1;
+  std::optional<data::BatchOrder> order_;
+};
+
+/// max_steps, else num_train_epochs (which may be a fraction) in steps, rounded up.
+int64_t total_steps(const config::TrainingConfig& options, int64_t steps_per_epoch);
+
+/// logging_steps and its like: a number of steps, or below 1 a share of all steps, rounded up.
+int64_t interval_steps(double value, int64_t total_steps);
+
+}  // namespace fettle::train

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/tensor_file.h"
+
+#include <ATen/ops/isfinite.h>
+#include <c10/core/GradMode.h>
+#include <fmt/format.h>
+
+#include <cstring>
+#include <map>
+#include <set>
+#include <span>
+
+#include "base/error.h"
+#include "hub/tensor_source.h"
+
+namespace fettle::train {
+namespace {
+
+hub::DType file_type(const model::NamedTensor& tensor) {
+  static const std::map<at::ScalarType, hub::DType> table = {
+      {at::kDouble, hub::DType::kF64},    {at::kFloat, hub::DType::kF32}, {at::kHalf, hub::DType::kF16},
+      {at::kBFloat16, hub::DType::kBF16}, {at::kLong, hub::DType::kI64},  {at::kByte, hub::DType::kU8}};
+  const auto found = table.find(tensor.tensor.scalar_type());
+  if (found != table.end()) return found->second;
+  throw Error(ExitCode::kInternal, fmt::format("tensor {} has a type that safetensors does not", tensor.name));
+}
+
+}  // namespace
+
+TensorViews::TensorViews(const std::vector<model::NamedTensor>& tensors) {
+  for (const model::NamedTensor& tensor : tensors) {
+    const at::Tensor& data = storage_.emplace_back(tensor.tensor.detach().cpu().contiguous());
+    const std::span bytes(static_cast<const std::byte*>(data.const_data_ptr()), data.nbytes());
+    views_.push_back({tensor.name, file_type(tensor), data.sizes().vec(), bytes});
+  }
+}
+
+void require_finite(const std::vector<model::NamedTensor>& tensors) {
+  const c10::NoGradGuard no_gradients;
+  for (const model::NamedTensor& tensor : tensors) {
+    if (at::isfinite(tensor.tensor).all().item<bool>()) continue;
+    throw Error(ExitCode::kDiverged, fmt::format("tensor {} holds NaN or infinity; nothing was saved", tensor.name),
+                "lower learning_rate and run again");
+  }
+}
+
+void read_tensors(const std::filesystem::path& file, const std::vector<model::NamedTensor>& tensors) {
+  const hub::TensorSource source = hub::TensorSource::open_safetensors(file);
+  const auto fail = [&file](const std::string& name, const char* reason) {
+    throw Error(ExitCode::kData, fmt::format("{}: tensor {} {}", file.string(), name, reason),
+                "it belongs to another model or another version; start again with overwrite_output_dir");
+  };
+  std::set<std::string> wanted;
+  for (const model::NamedTensor& target : tensors) {
+    wanted.insert(target.name);
+    const hub::TensorView* stored = source.find(target.name);
+    if (stored == nullptr) fail(target.name, "is missing");
+    if (stored->shape != target.tensor.sizes().vec()) fail(target.name, "has another shape");
+    if (stored->dtype != file_type(target) || !target.tensor.is_contiguous()) fail(target.name, "has another type");
+    std::memcpy(target.tensor.mutable_data_ptr(), stored->bytes.data(), stored->bytes.size());
+  }
+  for (const hub::TensorView& stored : source.tensors()) {
+    if (!wanted.contains(stored.name)) fail(stored.name, "is not part of this run");
+  }
+}
+
+}  // namespace fettle::train

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Tensors to and from safetensors files.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "hub/tensor.h"
+#include "model/decoder.h"
+
+namespace fettle::train {
+
+/// Tensors as views for the writers of hub. Owns what it had to make contiguous; the views live as long as it does.
+class TensorViews {
+ public:
+  explicit TensorViews(const std::vector<model::NamedTensor>& tensors);
+  [[nodiscard]] const std::vector<hub::TensorView>& views() const { return views_; }
+
+ private:
+  std::vector<at::Tensor> storage_;
+  std::vector<hub::TensorView> views_;
+};
+
+/// Throws Error{kDiverged} naming the first tensor with a NaN or an infinity.
+void require_finite(const std::vector<model::NamedTensor>& tensors);
+
+/// Overwrites `tensors` in place, bit for bit, from a file that holds exactly these names, shapes and types.
+/// Throws Error{kData} naming the tensor that is missing, extra or different.
+void read_tensors(const std::filesystem::path& file, const std::vector<model::NamedTensor>& tensors);
+
+}  // namespace fettle::train

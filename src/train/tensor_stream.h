@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+/// A safetensors file of float32 tensors written one after another, for results larger than memory.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace fettle::train {
+
+/// Names and shapes are known before the first value. The file appears under its name only when it is finished.
+class TensorStream {
+ public:
+  struct Entry {
+    std::string name;
+    std::vector<int64_t> shape;
+  };
+
+  /// Throws Error{kIo} or {kPermission}.
+  TensorStream(std::filesystem::path file, const std::vector<Entry>& entries);
+  ~TensorStream();
+  TensorStream(const TensorStream&) = delete;
+  TensorStream& operator=(const TensorStream&) = delete;
+
+  /// The next entry's values: contiguous float32.
+  void write(const at::Tensor& values);
+  /// All entries are written: fsyncs and renames.
+  void finish();
+
+ private:
+  void write_bytes(const char* data, size_t size);
+
+  std::filesystem::path file_;
+  std::filesystem::path unfinished_;
+  int descriptor_;
+};
+
+}  // namespace fettle::train

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "device/device.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/rand.h>
+#include <gtest/gtest.h>
+#include <sched.h>
+
+#include "base/error.h"
+
+namespace fettle::device {
+namespace {
+
+TEST(Processor, ReadsNameAndInstructions) {
+  const Processor processor =
+      parse_processor("processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx2 avx512f avx512_bf16\n\n");
+  EXPECT_EQ(processor.name, "Some CPU");
+  EXPECT_EQ(processor.vector_instructions, "AVX-512");
+  EXPECT_TRUE(processor.bf16_instructions);
+}
+
+TEST(Processor, WithoutFlagsHasNothing) {
+  const Processor processor = parse_processor("Features : fp asimd\nflags:\n");
+  EXPECT_EQ(processor.vector_instructions, "none");
+  EXPECT_FALSE(processor.bf16_instructions);
+}
+
+TEST(Device, UsesNoMoreCoresThanTheAffinityMask) {
+  cpu_set_t before;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+  int first = 0;
+  while (!CPU_ISSET(first, &before)) ++first;
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(first, &one);
+  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+  EXPECT_EQ(usable_cores(), 1);
+  ASSERT_EQ(sched_setaffinity(0, sizeof(before), &before), 0);
+  EXPECT_GE(usable_cores(), 1);
+  EXPECT_LE(usable_cores(), CPU_COUNT(&before));
+}
+
+TEST(Device, StartSetsThreads) {
+  config::DeviceConfig options;
+  options.num_threads = 1;
+  EXPECT_EQ(start(options).threads, 1);
+  EXPECT_EQ(at::get_num_threads(), 1);
+}
+
+TEST(Device, RefusesAnUnknownDevice) {
+  config::DeviceConfig options;
+  options.device = "tpu";
+  try {
+    start(options);
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kUsage);
+  }
+}
+
+TEST(Random, StateContinuesTheSameNumbers) {
+  seed(7);
+  at::rand({3});
+  const at::Tensor state = random_state();
+  const at::Tensor expected = at::rand({5});
+  at::rand({100});
+  restore_random_state(state);
+  EXPECT_TRUE(at::equal(at::rand({5}), expected));
+}
+
+TEST(Random, SeedDecidesTheNumbers) {
+  seed(7);
+  const at::Tensor expected = at::rand({5});
+  EXPECT_FALSE(at::equal(at::rand({5}), expected));
+  seed(7);
+  EXPECT_TRUE(at::equal(at::rand({5}), expected));
+}
+
+TEST(Memory, PeakIsAtLeastTheCurrent) {
+  EXPECT_GT(memory_bytes(), 1 << 20);
+  EXPECT_GE(peak_memory_bytes(), memory_bytes());
+}
+
+TEST(Matmul, PeakIsMeasured) {
+  EXPECT_GT(measure_matmul_peak(at::kFloat), 1e8);
+}
+
+}  // namespace
+}  // namespace fettle::device
