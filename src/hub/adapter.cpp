@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "hub/json.h"
+#include "hub/path.h"
 
 namespace fettle::hub {
 namespace fs = std::filesystem;
@@ -166,7 +167,7 @@ AdapterConfig parse_adapter_config(std::string_view text, std::string_view name)
 
 AdapterConfig read_adapter_config(const fs::path& folder) {
   const fs::path path = folder / kConfigFile;
-  if (!fs::exists(path)) {
+  if (!path_exists(path)) {
     throw Error(ExitCode::kNoInput, fmt::format("{}: {} is not there", folder.string(), kConfigFile),
                 "adapter_name_or_path is a folder that Fettle or PEFT saved an adapter to");
   }
@@ -210,9 +211,9 @@ void write_adapter_config(const fs::path& folder, const AdapterConfig& config) {
 
 TensorSource open_adapter_weights(const fs::path& folder) {
   const fs::path path = folder / kWeightsFile;
-  if (!fs::exists(path)) {
+  if (!path_exists(path)) {
     throw Error(ExitCode::kNoInput, fmt::format("{}: {} is not there", folder.string(), kWeightsFile),
-                fs::exists(folder / "adapter_model.bin")
+                path_exists(folder / "adapter_model.bin")
                     ? "adapter_model.bin is a pickle and not read: load it once with PEFT and save it again, which "
                       "writes safetensors"
                     : "adapter_name_or_path is a folder that Fettle or PEFT saved an adapter to");

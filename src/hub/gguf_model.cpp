@@ -215,10 +215,13 @@ json infer_llama3_scaling(const Metadata& metadata, const TensorView& factors, c
   constexpr double kOriginal = 8192;
   const int64_t head_dim = config["head_dim"];
   const double theta = config["rope_theta"];
-  std::vector<float> stored(static_cast<size_t>(std::max<int64_t>(element_count(factors), 0)));
-  bool equal = static_cast<int64_t>(stored.size()) == head_dim / 2 && !stored.empty();
-  if (equal) read_floats(factors, stored);
-  const double factor = equal ? stored.back() : 0;
+  std::vector<float> stored;
+  if (head_dim >= 2 && element_count(factors) == head_dim / 2) {
+    stored.resize(static_cast<size_t>(head_dim / 2));
+    read_floats(factors, stored);
+  }
+  const double factor = stored.empty() ? 0 : stored.back();
+  bool equal = factor >= 1 && std::isfinite(factor);
   for (size_t i = 0; equal && i < stored.size(); ++i) {
     const double wavelength =
         2 * std::numbers::pi * std::pow(theta, 2 * static_cast<double>(i) / static_cast<double>(head_dim));

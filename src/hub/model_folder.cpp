@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "hub/json.h"
+#include "hub/path.h"
 
 namespace fettle::hub {
 namespace fs = std::filesystem;
@@ -61,10 +62,10 @@ std::string trim(std::string text) {
 /// The snapshot folder of `revision`, by a branch or tag's refs file or by its commit; nothing if it is not cached.
 std::optional<fs::path> find_snapshot(const fs::path& repository, const std::string& revision) {
   const fs::path reference = repository / "refs" / revision;
-  const std::string commit = fs::is_regular_file(reference) ? trim(read_file(reference)) : revision;
+  const std::string commit = is_file(reference) ? trim(read_file(reference)) : revision;
   if (!is_plain_revision(commit)) return std::nullopt;
   const fs::path snapshot = repository / "snapshots" / commit;
-  return fs::is_directory(snapshot) ? std::optional(snapshot) : std::nullopt;
+  return is_folder(snapshot) ? std::optional(snapshot) : std::nullopt;
 }
 
 fs::path find_in_cache(const std::string& name, const config::ModelConfig& model, const std::string& option) {
@@ -94,7 +95,7 @@ fs::path find_in_cache(const std::string& name, const config::ModelConfig& model
 
 bool has_tokenizer(const fs::path& folder) {
   return std::any_of(kTokenizerFiles.begin(), kTokenizerFiles.end(),
-                     [&folder](const char* file) { return fs::exists(folder / file); });
+                     [&folder](const char* file) { return path_exists(folder / file); });
 }
 
 fs::path find_tokenizer(const config::ModelConfig& model, const fs::path& beside, bool is_gguf) {
@@ -110,14 +111,13 @@ fs::path find_tokenizer(const config::ModelConfig& model, const fs::path& beside
 }
 
 nlohmann::json read_config(const fs::path& folder, const std::string& option) {
-  const fs::path path = folder / kConfigFile;
-  if (fs::exists(path)) return read_json_object(path);
+  if (path_exists(folder / kConfigFile)) return read_json_object(folder / kConfigFile);
   std::string hint = "give the folder of a model saved by transformers or Fettle";
-  if (fs::exists(folder / "adapter_config.json")) {
+  if (path_exists(folder / "adapter_config.json")) {
     hint = "this is a LoRA adapter: give it as adapter_name_or_path, and its base model as model_name_or_path";
-  } else if (fs::is_directory(folder)) {
-    for (const auto& entry : fs::directory_iterator(folder)) {
-      if (entry.path().extension() == ".gguf") hint = fmt::format("give the file itself: {}", entry.path().string());
+  } else {
+    for (const fs::path& path : list_folder(folder)) {
+      if (path.extension() == ".gguf") hint = fmt::format("give the file itself: {}", path.string());
     }
   }
   throw Error(ExitCode::kNoInput, fmt::format("{}: {} has no {}", option, folder.string(), kConfigFile), hint);
@@ -125,7 +125,7 @@ nlohmann::json read_config(const fs::path& folder, const std::string& option) {
 
 nlohmann::json read_generation_config(const fs::path& folder) {
   const fs::path path = folder / "generation_config.json";
-  return fs::exists(path) ? read_json_object(path) : nlohmann::json::object();
+  return path_exists(path) ? read_json_object(path) : nlohmann::json::object();
 }
 
 }  // namespace
@@ -138,14 +138,14 @@ fs::path resolve_folder(const std::string& name, const config::ModelConfig& mode
   if (name.empty()) {
     throw Error(ExitCode::kUsage, fmt::format("{} is not set", option), "give a folder or a hub name");
   }
-  return fs::is_directory(name) ? fs::path(name) : find_in_cache(name, model, option);
+  return is_folder(name) ? fs::path(name) : find_in_cache(name, model, option);
 }
 
 ModelFolder resolve_model(const config::ModelConfig& model) {
   const std::string option = "model_name_or_path";
   const fs::path given = model.model_name_or_path;
   ModelFolder result;
-  result.is_gguf = given.extension() == ".gguf" && !fs::is_directory(given);
+  result.is_gguf = given.extension() == ".gguf" && !is_folder(given);
   result.path = result.is_gguf ? given : resolve_folder(model.model_name_or_path, model, option);
 
   const fs::path folder = result.is_gguf ? fs::absolute(given).parent_path() : result.path;

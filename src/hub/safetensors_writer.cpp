@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "hub/json.h"
+#include "hub/path.h"
 #include "hub/safetensors.h"
 
 namespace fettle::hub {
@@ -144,15 +145,11 @@ std::vector<std::vector<TensorView>> split(std::span<const TensorView> tensors, 
 /// index, so an old one would hide the new shards.
 void remove_stale(const fs::path& folder, const std::set<std::string>& kept) {
   static const std::regex kWeights(R"(model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?)");
-  std::error_code failure;
-  for (const auto& entry : fs::directory_iterator(folder, failure)) {
-    const std::string name = entry.path().filename().string();
-    if (std::regex_match(name, kWeights) && !kept.contains(name)) {
-      fs::remove(entry.path(), failure);
-      if (failure) throw_system_error("remove", entry.path(), failure.value());
-    }
+  for (const fs::path& path : list_folder(folder)) {
+    const std::string name = path.filename().string();
+    if (!std::regex_match(name, kWeights) || kept.contains(name)) continue;
+    if (::unlink(path.c_str()) != 0) throw_system_error("remove", path, errno);
   }
-  if (failure) throw_system_error("list folder", folder, failure.value());
 }
 
 }  // namespace
@@ -178,7 +175,7 @@ void write_model_safetensors(const fs::path& folder, std::span<const TensorView>
   }
   constexpr const char* kIndex = "model.safetensors.index.json";
   std::set<std::string> kept = {kIndex};
-  nlohmann::json index = {{"metadata", {{"total_parameters", 0}, {"total_size", 0}}}};
+  nlohmann::json weight_map;
   int64_t parameters = 0;
   uint64_t bytes = 0;
   for (size_t i = 0; i < shards.size(); ++i) {
@@ -186,12 +183,13 @@ void write_model_safetensors(const fs::path& folder, std::span<const TensorView>
     write_safetensors(folder / name, shards[i], metadata);
     kept.insert(name);
     for (const TensorView& view : shards[i]) {
-      index["weight_map"][view.name] = name;
+      weight_map[view.name] = name;
       parameters += element_count(view);
       bytes += view.bytes.size();
     }
   }
-  index["metadata"] = {{"total_parameters", parameters}, {"total_size", bytes}};
+  const nlohmann::json index = {{"metadata", {{"total_parameters", parameters}, {"total_size", bytes}}},
+                                {"weight_map", weight_map}};
   write_file(folder / kIndex, index.dump(2) + "\n");
   remove_stale(folder, kept);
 }

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "hub/json.h"
+#include "hub/path.h"
 #include "hub/safetensors.h"
 
 namespace fettle::hub {
@@ -45,7 +46,8 @@ void check_against_index(const Safetensors& shard, const std::map<std::string, s
 }
 
 [[noreturn]] void fail_no_weights(const fs::path& folder) {
-  const bool pickled = fs::exists(folder / "pytorch_model.bin") || fs::exists(folder / "pytorch_model.bin.index.json");
+  const bool pickled =
+      path_exists(folder / "pytorch_model.bin") || path_exists(folder / "pytorch_model.bin.index.json");
   throw Error(ExitCode::kNoInput, fmt::format("{}: neither {} nor {} is there", folder.string(), kSingle, kIndex),
               pickled ? "pytorch_model.bin is a pickle and not read: save the model once with transformers' "
                         "save_pretrained, which writes safetensors"
@@ -65,14 +67,14 @@ const TensorView* TensorSource::find(std::string_view name) const {
 }
 
 TensorSource TensorSource::open_safetensors(const fs::path& file_or_folder) {
-  const bool folder = fs::is_directory(file_or_folder);
-  if (!folder || fs::exists(file_or_folder / kSingle)) {
+  const bool folder = is_folder(file_or_folder);
+  if (!folder || path_exists(file_or_folder / kSingle)) {
     auto file = MappedFile::open(folder ? file_or_folder / kSingle : file_or_folder);
     auto content = parse_safetensors(file->bytes(), file->path().string());
     return {{std::move(file)}, std::move(content.tensors)};
   }
   const fs::path index_path = file_or_folder / kIndex;
-  if (!fs::exists(index_path)) fail_no_weights(file_or_folder);
+  if (!path_exists(index_path)) fail_no_weights(file_or_folder);
 
   const auto index = parse_safetensors_index(read_file(index_path), index_path.string());
   std::set<std::string> names;
@@ -81,7 +83,7 @@ TensorSource TensorSource::open_safetensors(const fs::path& file_or_folder) {
   std::vector<TensorView> tensors;
   for (const std::string& name : names) {
     const fs::path path = file_or_folder / name;
-    if (!fs::exists(path)) {
+    if (!path_exists(path)) {
       throw Error(ExitCode::kNoInput, fmt::format("{}: the shard {} is missing", index_path.string(), name),
                   "complete the download of the model");
     }

@@ -144,6 +144,11 @@ TEST(ResolveModel, RefusesNamesThatAreNothing) {
   expect_error([] { resolve_model(model_named("absent.gguf")); }, ExitCode::kNoInput, "absent.gguf");
 }
 
+TEST(ResolveModel, NamesAPathThatCannotBeLookedAt) {
+  const std::string name(5000, 'x');
+  expect_error([&] { resolve_model(model_named(name)); }, ExitCode::kIo, "File name too long");
+}
+
 TEST_F(HubCache, FindsASnapshotByBranchAndByCommit) {
   add_snapshot("cache", "abc123", "main");
   add_snapshot("cache", "def456", "refs/pr/1");
