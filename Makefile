@@ -57,7 +57,8 @@ bench: ## measure against transformers + peft on this machine and write docs/ben
 docs: build ## write docs/options.md anew from the option table
 	@build/release/fettle config --markdown > docs/options.md
 
-fuzz: setup ## build the libFuzzer targets into build/fuzz (needs clang)
+fuzz: ## build the libFuzzer targets into build/fuzz
+	@tools/setup.sh fuzz
 	@cmake --preset fuzz $(CMAKE_ARGS) >/dev/null
 	@cmake --build --preset fuzz -j $(JOBS)
 

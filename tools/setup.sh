@@ -3,6 +3,7 @@
 #   tools/setup.sh            Debian packages, libtorch into .venv
 #   tools/setup.sh test       also transformers, peft and trl into .venv-test (3 GB)
 #   tools/setup.sh lint       also clang-format and clang-tidy
+#   tools/setup.sh fuzz       also clang with libFuzzer
 #   tools/setup.sh model      also SmolLM2-135M-Instruct into .downloads (98 MB)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -75,7 +76,8 @@ for extra in "$@"; do
   case $extra in
     test) install_python .venv-test tests/requirements.txt ;;
     lint) install_packages clang-format clang-tidy ;;
+    fuzz) install_packages clang libclang-rt-14-dev ;;
     model) install_model ;;
-    *) die "unknown argument $extra (test, lint, model)" ;;
+    *) die "unknown argument $extra (test, lint, fuzz, model)" ;;
   esac
 done
