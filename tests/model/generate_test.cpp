@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Generation against transformers (tests/golden/make_generation.py) and against the plain forward pass.
+#include "model/generate.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/tensor.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "model/sampling.h"
+#include "tiny_model.h"
+
+namespace fettle::model {
+namespace {
+
+using nlohmann::json;
+using testing::TinyModel;
+using Tokens = std::vector<int32_t>;
+
+json golden(const std::string& name) {
+  return json::parse(read_file(FETTLE_SOURCE_DIR "/tests/golden/" + name));
+}
+
+TEST(Generate, GreedyEqualsTransformersOnARealModel) {
+  const std::string folder = FETTLE_SOURCE_DIR "/examples/stories260K";
+  const DecoderSpec spec = DecoderSpec::from_config(json::parse(read_file(folder + "/config.json")));
+  const Decoder decoder = Decoder::load(spec, hub::TensorSource::open_safetensors(folder), at::kFloat);
+  for (const json& expected : golden("generation.json")) {
+    SCOPED_TRACE(expected["text"].get<std::string>());
+    config::GenerationConfig options;
+    options.max_new_tokens = static_cast<int64_t>(expected["new_tokens"].size());
+    options.repetition_penalty = expected["repetition_penalty"].get<double>();
+    EXPECT_EQ(generate(decoder, expected["prompt"].get<Tokens>(), options, {}, 0),
+              expected["new_tokens"].get<Tokens>());
+  }
+}
+
+TEST(Sampling, ProcessorsEqualTransformers) {
+  const json all = golden("processors.json");
+  for (const json& expected : all["cases"]) {
+    config::GenerationConfig options;
+    options.do_sample = true;
+    options.repetition_penalty = expected["repetition_penalty"].get<double>();
+    options.temperature = expected["temperature"].get<double>();
+    options.top_k = expected["top_k"].get<int64_t>();
+    options.top_p = expected["top_p"].get<double>();
+    const at::Tensor actual =
+        process_logits(at::tensor(all["logits"].get<std::vector<float>>()), all["tokens"].get<Tokens>(), options);
+    for (int64_t i = 0; i < actual.numel(); ++i) {
+      const json& value = expected["expected"][static_cast<size_t>(i)];
+      const float logit = actual[i].item<float>();
+      if (value.is_null()) {
+        EXPECT_TRUE(std::isinf(logit) && logit < 0) << i;
+      } else {
+        EXPECT_NEAR(logit, value.get<float>(), 1e-6 * std::abs(value.get<float>())) << i;
+      }
+    }
+  }
+}
+
+// The token that the plain forward pass over the whole text finds most likely, again and again.
+Tokens greedy_without_cache(const Decoder& decoder, Tokens tokens, int64_t count) {
+  const at::NoGradGuard no_gradients;
+  const size_t prompt = tokens.size();
+  for (int64_t i = 0; i < count; ++i) {
+    const auto length = static_cast<int64_t>(tokens.size());
+    const Batch batch{at::tensor(std::vector<int64_t>(tokens.begin(), tokens.end()), at::kLong),
+                      {},
+                      at::arange(length, at::kLong),
+                      {0, static_cast<int32_t>(length)}};
+    tokens.push_back(static_cast<int32_t>(decoder.logits(decoder.hidden_states(batch))[-1].argmax().item<int64_t>()));
+  }
+  return {tokens.begin() + static_cast<std::ptrdiff_t>(prompt), tokens.end()};
+}
+
+TEST(Generate, CacheWithASlidingWindowEqualsThePlainForward) {
+  json config = testing::tiny_config();
+  config.update({{"model_type", "mistral"}, {"sliding_window", 5}});
+  const TinyModel tiny(config);
+  const Decoder decoder = tiny.load();
+  config::GenerationConfig options;
+  options.max_new_tokens = 25;
+  const Tokens prompt{3, 1, 4, 1, 5, 9, 2, 6};
+  EXPECT_EQ(generate(decoder, prompt, options, {}, 0), greedy_without_cache(decoder, prompt, 25));
+}
+
+class GenerateTiny : public ::testing::Test {
+ protected:
+  GenerateTiny() { options.max_new_tokens = 20; }
+  TinyModel tiny;
+  Decoder decoder = tiny.load();
+  config::GenerationConfig options;
+};
+
+TEST_F(GenerateTiny, SamplingIsAFunctionOfTheSeed) {
+  options.do_sample = true;
+  options.temperature = 3.0;
+  const Tokens first = generate(decoder, {1, 2}, options, {}, 7);
+  EXPECT_EQ(generate(decoder, {1, 2}, options, {}, 7), first);
+  EXPECT_NE(generate(decoder, {1, 2}, options, {}, 8), first);
+}
+
+TEST_F(GenerateTiny, OneCandidateIsGreedy) {
+  const Tokens greedy = generate(decoder, {1, 2}, options, {}, 0);
+  options.do_sample = true;
+  options.top_k = 1;
+  EXPECT_EQ(generate(decoder, {1, 2}, options, {}, 1), greedy);
+  options.top_k = 0;
+  options.top_p = 1e-9;
+  EXPECT_EQ(generate(decoder, {1, 2}, options, {}, 1), greedy);
+}
+
+TEST_F(GenerateTiny, StopsAtAStopTokenAndAtTheCallersWish) {
+  const Tokens all = generate(decoder, {1, 2}, options, {}, 0);
+  ASSERT_EQ(all.size(), 20U);
+  const auto first = std::find(all.begin(), all.end(), all[4]) - all.begin();
+  const Tokens stopped = generate(decoder, {1, 2}, options, {{all[4]}}, 0);
+  EXPECT_EQ(stopped, Tokens(all.begin(), all.begin() + first));
+  int calls = 0;
+  EXPECT_EQ(generate(decoder, {1, 2}, options, {}, 0, [&](int32_t) { return ++calls < 3; }).size(), 3U);
+}
+
+TEST_F(GenerateTiny, RefusesAPromptItCannotRead) {
+  EXPECT_THROW(generate(decoder, {}, options, {}, 0), Error);
+  EXPECT_THROW(generate(decoder, {1, 61}, options, {}, 0), Error);
+  EXPECT_THROW(generate(decoder, {-1}, options, {}, 0), Error);
+}
+
+}  // namespace
+}  // namespace fettle::model
