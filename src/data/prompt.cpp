@@ -135,14 +135,14 @@ Example PromptBuilder::build(const Text& sample) const {
 
 Example PromptBuilder::build(const Example& sample) const {
   if (sample.input_ids.empty()) throw EmptyRecord("empty");
-  const auto known = [size = tokenizer_.vocab_size()](int32_t id) { return id >= 0 && id < size; };
+  const auto require = [size = tokenizer_.vocab_size()](int32_t id, size_t position) {
+    if (id >= 0 && id < size) return;
+    throw BadRecord("a token id that the tokenizer does not have",
+                    fmt::format("{} at position {}; it has {}", id, position, size));
+  };
   for (size_t i = 0; i < sample.input_ids.size(); ++i) {
-    const int32_t label = sample.labels[i];
-    const int32_t wrong = !known(sample.input_ids[i]) ? sample.input_ids[i] : label;
-    if (!known(wrong) && (wrong != kIgnore || wrong != label)) {
-      throw BadRecord("a token id that the tokenizer does not have",
-                      fmt::format("{} at position {}; it has {}", wrong, i, tokenizer_.vocab_size()));
-    }
+    require(sample.input_ids[i], i);
+    if (sample.labels[i] != kIgnore) require(sample.labels[i], i);
   }
   return sample;
 }

@@ -15,8 +15,9 @@ namespace fettle::data {
 /// A template with {% generation %} blocks says so itself. For any other, turn k begins where render(messages before
 /// it, add_generation_prompt) ends and ends where render(messages up to it) ends, if those are prefixes of `full`.
 /// Templates that write a turn differently once others follow (Qwen3 drops the reasoning of earlier turns) are not
-/// prefix-preserving: there the same boundary is found in `full` by the record's own text before it and the template's
-/// text after that. Throws BadRecord where this gives no answer: a wrong mask would be silent.
+/// prefix-preserving: there a probe word in place of a content shows what the template writes around it, and a turn
+/// without one (a tool call) is found by the record's last text in it. Throws BadRecord where this gives no answer: a
+/// wrong mask would be silent.
 std::vector<text::Span> assistant_spans(const text::ChatTemplate& chat, const Record& messages, const Record& variables,
                                         const text::ChatTemplate::Rendered& full);
 

@@ -119,7 +119,7 @@ TEST(PromptTest, JinjaFileWithGenerationMarks) {
   const std::string file = folder.write(
       "t.jinja",
       "{% for m in messages %}{% if m.role == 'assistant' %}A:{% generation %}{{ m.content }}!{% endgeneration %}"
-      "{% else %}U:{{ m.content }}{% endif %}\n{% endfor %}");
+      "{% else %}U:{{ m.content }}{% endif %}{{ '\\n' }}{% endfor %}");
   const Example example = build(kChat, chat_tokenizer(), with_template(file));
   EXPECT_EQ(whole_text(example, chat_tokenizer()), "U:Hi\nA:Hey!\nU:Bye\nA:Ciao!\n");
   EXPECT_EQ(target_text(example, chat_tokenizer()), "Hey!Ciao!");
