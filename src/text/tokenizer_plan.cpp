@@ -161,9 +161,8 @@ json gpt2_parts(const json& config) {
 }
 
 json qwen2_parts(const json& config) {
-  constexpr const char* kPattern =
-      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|)"
-      R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  constexpr const char* kPattern = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|)"
+                                   R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
   const json split = {
       {"type", "Split"}, {"pattern", {{"Regex", kPattern}}}, {"behavior", "Isolated"}, {"invert", false}};
   return {{"normalizer", {{"type", "NFC"}}},
@@ -285,7 +284,8 @@ std::map<int64_t, json> listed_tokens(const TokenizerFiles& files, const json& c
     }
     return tokens;
   }
-  for (const auto& [content, id] : parse(files.added_tokens, files.name, "added_tokens.json").items()) {
+  const json added = parse(files.added_tokens, files.name, "added_tokens.json");
+  for (const auto& [content, id] : added.items()) {
     const bool special = std::any_of(named.begin(), named.end(), [&](const json& token) { return token == content; });
     if (id.is_number_integer()) {
       tokens[id.get<int64_t>()] = added_token(content, special);

@@ -122,7 +122,8 @@ TEST(SegmentedText, HonoursWhiteSpaceThatATokenSwallows) {
 TEST(SegmentedText, AnUnknownCharacterIsNoForgery) {
   const std::string json = R"({"version": "1.0", "added_tokens": [{"id": 0, "content": "<unk>", "single_word": false,
       "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
-      "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": false,
+      "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+      "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": false,
       "vocab": {"<unk>": 0, "a": 1, "b": 2}, "merges": []}})";
   const Tokenizer tokenizer = Tokenizer::from_files({.name = "test", .tokenizer_json = json});
   EXPECT_EQ(tokenizer.encode(segmented("a⟦zb⟧"), false).ids, (std::vector<int32_t>{1, 0, 2}));
