@@ -78,7 +78,7 @@ def fettle(program_cache):
     program = Program(find_program("fettle"), program_cache)
 
     def run(command, *arguments, **options):
-        if command in ("train", "eval", "generate", "preprocess"):
+        if command in ("train", "eval", "generate"):
             options = {"num_threads": THREADS, **options}
         return program(command, *arguments, **options)
 
