@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <torch/version.h>
 
+#include <csignal>
 #include <cstdio>
 #include <new>
 #include <string>
@@ -85,6 +86,7 @@ int report_internal(std::string_view what) {
 }  // namespace
 
 int run(const Arguments& arguments) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit becomes an error of the write, which says what and where
   try {
     return dispatch(arguments);
   } catch (const Error& error) {

@@ -14,8 +14,9 @@ namespace {
 /// Options that were changed, but for paths: they say nothing to a reader elsewhere.
 std::string changed_options(const config::Config& config) {
   const nlohmann::ordered_json defaults = config::to_json(config::Config());
+  const nlohmann::ordered_json all = config::to_json(config);
   std::string rows;
-  for (const auto& [name, value] : config::to_json(config).items()) {
+  for (const auto& [name, value] : all.items()) {
     if (value == defaults[name] || name.ends_with("_dir") || name.ends_with("_directory") || name.ends_with("_file"))
       continue;
     rows += fmt::format("| {} | {} |\n", name, value.is_string() ? value.get<std::string>() : value.dump());

@@ -26,11 +26,14 @@ constexpr const char* kRunFile = "run.json";
 /// Options of `fettle train` that change no number of the training.
 const std::set<std::string_view>& free_options() {
   static const std::set<std::string_view> names = {
-      "cache_dir",     "tokenizer_name",       "do_train",           "do_eval",
-      "eval_strategy", "eval_steps",           "logging_steps",      "logging_first_step",
-      "save_strategy", "save_steps",           "save_total_limit",   "per_device_eval_batch_size",
-      "output_dir",    "overwrite_output_dir", "max_shard_size",     "resume_from_checkpoint",
-      "log_level",     "num_threads",          "verify_saved_model", "gradient_checkpointing"};
+      "cache_dir", "tokenizer_name", "device", "num_threads", "do_train", "do_eval", "gradient_checkpointing",
+      // How often and where.
+      "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "save_strategy", "save_steps",
+      "save_total_limit", "output_dir", "overwrite_output_dir", "max_shard_size", "resume_from_checkpoint", "log_level",
+      "verify_saved_model",
+      // Evaluation records and the cache of tokens.
+      "per_device_eval_batch_size", "validation_file", "max_eval_samples", "preprocessing_num_workers",
+      "dataset_cache_directory", "overwrite_cache"};
   return names;
 }
 
@@ -131,7 +134,8 @@ void write_run_file(const fs::path& output_dir, const nlohmann::json& identity, 
 nlohmann::json run_identity(const config::Config& config, const std::string& dataset_fingerprint) {
   nlohmann::json options = nlohmann::json::object();
   nlohmann::json data_options = nlohmann::json::object();
-  for (const auto& [name, value] : config::to_json(config).items()) {
+  const nlohmann::ordered_json all = config::to_json(config);
+  for (const auto& [name, value] : all.items()) {
     const config::Option* option = config::find_option(name);
     if (option == nullptr || !option->used_by(config::Command::kTrain)) continue;
     const bool evaluation = name == "eval_strategy" || name == "eval_steps";

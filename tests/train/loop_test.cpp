@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/loop.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/equal.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <sstream>
+
+#include "base/file.h"
+#include "device/device.h"
+#include "train/checkpoint.h"
+#include "train/tiny.h"
+
+namespace fettle::train {
+namespace {
+
+/// The gradient of one optimizer step, all parameters in one vector.
+at::Tensor step_gradient(const data::OrderOptions& order, int64_t accumulation) {
+  model::Decoder model = tiny_lora(at::kFloat);
+  StepLoader loader(tiny_dataset(8), order, accumulation);
+  Cursor cursor;
+  const Step step = loader.next(cursor);
+  EXPECT_TRUE(step.ends_epoch);
+  forward_backward(model, step);
+  std::vector<at::Tensor> gradients;
+  for (const model::NamedTensor& parameter : model.trainable()) gradients.push_back(parameter.tensor.grad().flatten());
+  return at::cat(gradients);
+}
+
+void expect_close(const at::Tensor& actual, const at::Tensor& expected) {
+  EXPECT_GT(expected.norm().item<double>(), 1e-3);
+  EXPECT_LE(actual.sub(expected).norm().item<double>(), 1e-6 * expected.norm().item<double>());
+}
+
+data::OrderOptions unpacked(int64_t batch_size) {
+  return {64, false, true, 3, batch_size};
+}
+
+TEST(StepGradient, IsTheSameForEveryAccumulation) {
+  const at::Tensor expected = step_gradient(unpacked(8), 1);
+  expect_close(step_gradient(unpacked(1), 8), expected);
+  expect_close(step_gradient(unpacked(2), 4), expected);
+}
+
+TEST(StepGradient, IsTheSamePackedOrNot) {
+  const at::Tensor expected = step_gradient(unpacked(8), 1);
+  expect_close(step_gradient({64, true, true, 3, 8}, 1), expected);
+  expect_close(step_gradient({64, true, true, 3, 1}, 8), expected);
+}
+
+/// Everything a run needs, as fine_tune puts it together.
+class TinyRun {
+ public:
+  TinyRun(at::ScalarType type, const std::filesystem::path& folder) : folder_(folder), model_(tiny_lora(type, 0.2)) {
+    std::filesystem::create_directories(folder);
+    options_.max_steps = 5;
+    options_.logging_steps = 1;
+    options_.learning_rate = 1e-2;
+    options_.warmup_ratio = 0.2;
+    metrics_.emplace(folder / "metrics.jsonl", false);
+    run_.emplace(Run{.options = options_,
+                     .model = model_,
+                     .parameters = model_.trainable(),
+                     .loader = StepLoader(tiny_dataset(15), {64, false, true, 3, 2}, 2),
+                     .total_steps = 5,
+                     .optimizer = AdamW(model_.trainable(), options_),
+                     .schedule = Schedule::from_config(options_, 1e-2, 5),
+                     .metrics = *metrics_});
+    device::seed(9);
+  }
+
+  Run& run() { return *run_; }
+  [[nodiscard]] Snapshot snapshot() const {
+    return {"adapter_model.safetensors", run_->parameters, run_->optimizer.state(), {{"state", run_->state}}};
+  }
+  void save_every_step() {
+    options_.save_steps = 1;
+    run_->save = [this](const Run& run) { write_checkpoint(folder_, run.state.step, snapshot()); };
+  }
+  void resume(const std::filesystem::path& checkpoint) {
+    run_->state = read_checkpoint_state(checkpoint).at("state").get<TrainingState>();
+    restore_checkpoint(checkpoint, snapshot());
+    model_.refresh_compute_weights();
+  }
+  [[nodiscard]] std::vector<at::Tensor> weights() const {
+    std::vector<at::Tensor> copies;
+    for (const model::NamedTensor& parameter : run_->parameters) copies.push_back(parameter.tensor.detach().clone());
+    return copies;
+  }
+  /// step → loss and gradient norm, from metrics.jsonl.
+  [[nodiscard]] std::map<int64_t, std::pair<double, double>> losses() const {
+    std::istringstream lines(read_file(folder_ / "metrics.jsonl"));
+    std::map<int64_t, std::pair<double, double>> found;
+    for (std::string line; std::getline(lines, line);) {
+      const nlohmann::json values = nlohmann::json::parse(line);
+      found[values["step"]] = {values["loss"], values["grad_norm"]};
+    }
+    return found;
+  }
+
+ private:
+  std::filesystem::path folder_;
+  config::TrainingConfig options_;
+  model::Decoder model_;
+  std::optional<MetricsLog> metrics_;
+  std::optional<Run> run_;
+};
+
+class Resume : public testing::TestWithParam<at::ScalarType> {};
+
+TEST_P(Resume, AtAnyStepContinuesBitForBit) {
+  at::set_num_threads(1);
+  const TemporaryFolder folder;
+  TinyRun whole(GetParam(), folder.path() / "whole");
+  whole.save_every_step();
+  train(whole.run());
+  const auto expected_weights = whole.weights();
+  const auto expected_losses = whole.losses();
+  ASSERT_EQ(expected_losses.size(), 5u);
+  ASSERT_EQ(whole.run().state.cursor.epoch, 1) << "the run must cross the end of an epoch";
+  for (int64_t step = 1; step < 5; ++step) {
+    SCOPED_TRACE(step);
+    TinyRun resumed(GetParam(), folder.path() / ("from-" + std::to_string(step)));
+    resumed.resume(folder.path() / "whole" / ("checkpoint-" + std::to_string(step)));
+    train(resumed.run());
+    const auto weights = resumed.weights();
+    for (size_t i = 0; i < weights.size(); ++i) EXPECT_TRUE(at::equal(weights[i], expected_weights[i])) << i;
+    const auto losses = resumed.losses();
+    EXPECT_EQ(losses.size(), static_cast<size_t>(5 - step));
+    for (const auto& [at_step, values] : losses) EXPECT_EQ(values, expected_losses.at(at_step)) << at_step;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, Resume, testing::Values(at::kFloat, at::kBFloat16),
+                         [](const auto& test) { return test.param == at::kFloat ? "float32" : "bfloat16"; });
+
+TEST(Train, StopsAtANonFiniteLossBeforeChangingAWeight) {
+  const TemporaryFolder folder;
+  TinyRun tiny(at::kFloat, folder.path());
+  tiny.run().parameters.back().tensor.data().fill_(std::numeric_limits<float>::quiet_NaN());
+  const at::Tensor before = tiny.weights().front();
+  try {
+    train(tiny.run());
+    FAIL() << "went on";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kDiverged);
+    EXPECT_THAT(error.what(), testing::HasSubstr("step 1 "));
+    EXPECT_THAT(error.what(), testing::HasSubstr("learning rate"));
+  }
+  EXPECT_TRUE(at::equal(tiny.weights().front(), before));
+}
+
+TEST(Train, EvaluatesAndSavesWhenDue) {
+  const TemporaryFolder folder;
+  TinyRun tiny(at::kFloat, folder.path());
+  std::vector<int64_t> evaluated;
+  std::vector<int64_t> saved;
+  config::TrainingConfig options = tiny.run().options;
+  options.eval_strategy = "epoch";
+  options.save_steps = 2;
+  train::Run run{.options = options,
+                 .model = tiny.run().model,
+                 .parameters = tiny.run().parameters,
+                 .loader = tiny.run().loader,
+                 .total_steps = 5,
+                 .optimizer = tiny.run().optimizer,
+                 .schedule = tiny.run().schedule,
+                 .metrics = tiny.run().metrics};
+  run.evaluate = [&] {
+    evaluated.push_back(run.state.step);
+    return Evaluation{1.0, 2.7, 1, 1};
+  };
+  run.save = [&](const train::Run& state) { saved.push_back(state.state.step); };
+  train(run);
+  EXPECT_THAT(evaluated, testing::ElementsAre(4));  // 15 documents, 2 a batch, 2 batches a step
+  EXPECT_THAT(saved, testing::ElementsAre(2, 4, 5));
+}
+
+}  // namespace
+}  // namespace fettle::train

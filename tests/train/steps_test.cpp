@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/steps.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "train/tiny.h"
+
+namespace fettle::train {
+namespace {
+
+TEST(StepLoader, TheLastStepOfAnEpochMayBeShort) {
+  StepLoader loader(tiny_dataset(15), {64, false, false, 3, 2}, 3);  // 8 batches: 3 + 3 + 2
+  EXPECT_EQ(loader.steps_per_epoch(), 3);
+  Cursor cursor;
+  std::multiset<int64_t> seen;
+  const std::vector<size_t> sizes = {3, 3, 2};
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const Step step = loader.next(cursor);
+    EXPECT_EQ(step.batches.size(), sizes[i]);
+    EXPECT_EQ(step.ends_epoch, i == 2);
+    int64_t targets = 0;
+    for (const data::Batch& batch : step.batches) {
+      targets += batch.target_tokens;
+      seen.insert(batch.documents.begin(), batch.documents.end());
+    }
+    EXPECT_EQ(step.target_tokens, targets);
+  }
+  EXPECT_EQ(cursor.epoch, 1);
+  EXPECT_EQ(cursor.batch, 0);
+  EXPECT_EQ(seen.size(), 15u);
+  EXPECT_EQ(std::set<int64_t>(seen.begin(), seen.end()).size(), 15u);
+}
+
+TEST(StepLoader, TheCursorAloneDecidesTheStep) {
+  StepLoader first(tiny_dataset(15), {64, true, true, 3, 1}, 2);
+  StepLoader second(tiny_dataset(15), {64, true, true, 3, 1}, 2);
+  Cursor cursor;
+  first.next(cursor);
+  Cursor again = cursor;
+  Cursor far{.epoch = 4, .batch = 0};
+  second.next(far);
+  EXPECT_EQ(first.next(cursor).batches.front().tokens, second.next(again).batches.front().tokens);
+}
+
+TEST(StepLoader, EpochsCountTheFraction) {
+  StepLoader loader(tiny_dataset(15), {64, false, false, 3, 2}, 2);  // 8 batches
+  EXPECT_EQ(loader.epochs({2, 0}), 2.0);
+  EXPECT_EQ(loader.epochs({2, 2}), 2.25);
+}
+
+TEST(StepLoader, RefusesAStepWithoutTargets) {
+  data::Example masked{{5, 6, 7}, {data::kIgnore, data::kIgnore, data::kIgnore}};
+  StepLoader loader(data::TokenDataset::from_examples({masked, masked}), {64, true, true, 3, 1}, 1);
+  Cursor cursor;
+  EXPECT_EQ(code_of([&] { loader.next(cursor); }), ExitCode::kData);
+}
+
+TEST(TotalSteps, AsTransformers) {
+  config::TrainingConfig options;
+  options.num_train_epochs = 2.5;
+  EXPECT_EQ(total_steps(options, 3), 8);
+  options.max_steps = 4;
+  EXPECT_EQ(total_steps(options, 3), 4);
+}
+
+TEST(IntervalSteps, NumberOrShare) {
+  EXPECT_EQ(interval_steps(10, 100), 10);
+  EXPECT_EQ(interval_steps(0.1, 101), 11);
+  EXPECT_EQ(interval_steps(0.001, 10), 1);
+}
+
+}  // namespace
+}  // namespace fettle::train
