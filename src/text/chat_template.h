@@ -22,7 +22,8 @@ class ChatTemplate {
 
   struct Rendered {
     std::string text;
-    /// Byte ranges that came from the records: the strings of messages, tools and documents (role names excepted).
+    /// Byte ranges that came from the records: the strings of messages, tools and documents (role and type excepted),
+    /// without the white space at their ends. Where a template cuts those strings up, rather too much than too little.
     std::vector<Span> user;
     /// Byte ranges of the {% generation %} blocks; empty if the template has none.
     std::vector<Span> generation;

@@ -45,8 +45,7 @@ struct TokenizerFiles {
   std::string special_tokens_map = {};   ///< special_tokens_map.json
   std::string added_tokens = {};         ///< added_tokens.json
   std::string chat_template = {};        ///< chat_template.jinja; wins over the template in tokenizer_config
-  std::string model_type =
-      {};  ///< config.json's model_type; with tokenizer_class it decides what transformers rebuilds
+  std::string model_type = {};           ///< config.json's model_type: decides, too, what transformers rebuilds
 };
 
 /// Immutable, movable, cheap to copy; every const function may be called from many threads at once.
