@@ -154,7 +154,7 @@ std::map<int64_t, json> listed_tokens(const TokenizerFiles& files, const json& c
   }
   const json added = parse(files.added_tokens, files.name, "added_tokens.json");
   for (const auto& [content, id] : added.items()) {
-    const bool special = std::any_of(named.begin(), named.end(), [&](const json& token) { return token == content; });
+    const bool special = std::find(named.begin(), named.end(), content) != named.end();
     if (id.is_number_integer()) {
       tokens[id.get<int64_t>()] = added_token(content, special);
     }
