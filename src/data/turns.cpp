@@ -84,10 +84,7 @@ class TurnFinder {
   }
 
   /// The byte of `full` where what message `index` and its successors generate begins.
-  size_t begin_of(size_t index) const {
-    if (index == 0) return full_.user.empty() ? full_.text.size() : full_.user.front().begin;
-    return begin_in(index, render(index, true), full_);
-  }
+  [[nodiscard]] size_t begin_of(size_t index) const { return begin_in(index, render(index, true), full_); }
 
  private:
   Rendered render(size_t count, bool add_generation_prompt) const {
@@ -153,8 +150,8 @@ class TurnFinder {
   std::optional<size_t> end_by_probe(size_t index) const {
     const auto content = content_end(index);
     const auto turn = probe(index, index + 1, false);
-    if (!content || !turn || !std::string_view(full_.text).substr(*content).starts_with(turn->after))
-      return std::nullopt;
+    if (!content || !turn) return std::nullopt;
+    if (!std::string_view(full_.text).substr(*content).starts_with(turn->after)) return std::nullopt;
     return *content + turn->after.size();
   }
 
@@ -181,9 +178,11 @@ class TurnFinder {
   }
 
   /// An assistant who speaks first has no prompt to generate from: the header that the template writes is not a target.
-  [[nodiscard]] Span first_turn(const Rendered& through) const {
-    if (!full_.text.starts_with(through.text) || through.user.empty()) fail(0, "the end");
-    return {through.user.front().begin, through.text.size()};
+  Span first_turn(const Rendered& through) const {
+    const auto sides = probe(0, 1, false);
+    if (!sides || !full_.text.starts_with(sides->before)) fail(0, "the beginning");
+    if (!full_.text.starts_with(through.text)) fail(0, "the end");
+    return checked(0, {sides->before.size(), through.text.size()});
   }
 
   [[nodiscard]] static Span checked(size_t index, Span span) {

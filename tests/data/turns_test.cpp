@@ -157,6 +157,13 @@ TEST(TurnsTest, AssistantWhoSpeaksFirstAndLastQuestionUnanswered) {
   EXPECT_THAT(turns_of(chat, messages), testing::ElementsAre("Welcome<|eot_id|>", "y<|eot_id|>"));
 }
 
+TEST(TurnsTest, AssistantWhoSpeaksFirstWithTools) {
+  const auto chat = template_of("qwen3");
+  const Record messages = Record::parse(R"([{"role": "assistant", "content": "Welcome"}])");
+  const Record tools = Record::parse(R"({"tools": [{"name": "Welcome"}]})");
+  EXPECT_THAT(turns_of(chat, messages, tools), testing::ElementsAre("Welcome<|im_end|>\n"));
+}
+
 TEST(TurnsTest, EmptyAnswersHaveTurnsToo) {
   const auto chat = template_of("qwen3");
   const Record messages = Record::parse(R"([

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The test tokenizers' chat templates with {% generation %} marks: the same text, in which TRL sees the assistant's part.
+"""The test tokenizers' chat templates with {% generation %} marks: the same text, the assistant's part shown to TRL.
 
 TRL needs marks for assistant_only_loss and ships marked templates for a few models. The marks here follow its own
 convention: from after the generation prompt up to and including the end of the turn.

@@ -51,6 +51,14 @@ def conversations():
     return chats
 
 
+def alpaca_pairs(records):
+    """The records as TRL takes them when the alpaca text is written out."""
+    return [
+        {"prompt": (WITH_INPUT if record["input"] else WITHOUT_INPUT).format(**record), "completion": record["output"]}
+        for record in records
+    ]
+
+
 class Trl:
     """What SFTTrainer makes of records; the model is only there because it wants one."""
 
@@ -118,10 +126,7 @@ def assert_same(ours, theirs, at_least):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alpaca_template(family, reference, preprocess, write_jsonl):
     records = alpaca_records()
-    pairs = [
-        {"prompt": (WITH_INPUT if r["input"] else WITHOUT_INPUT).format(**r), "completion": r["output"]} for r in records
-    ]
-    theirs = reference(family).prepare(pairs, max_length=4096)
+    theirs = reference(family).prepare(alpaca_pairs(records), max_length=4096)
     ours = preprocess(family, write_jsonl("alpaca.jsonl", records), prompt_template="alpaca")
     assert_same(ours, theirs, 500)
 
@@ -177,10 +182,7 @@ def test_text_truncation_and_whole_loss(family, reference, preprocess, write_jso
 
 def test_truncated_prompts_are_dropped(reference, preprocess, write_jsonl):
     records = alpaca_records()
-    pairs = [
-        {"prompt": (WITH_INPUT if r["input"] else WITHOUT_INPUT).format(**r), "completion": r["output"]} for r in records
-    ]
-    theirs = reference("smollm2").prepare(pairs, max_length=128)
+    theirs = reference("smollm2").prepare(alpaca_pairs(records), max_length=128)
     ours = preprocess("smollm2", write_jsonl("alpaca.jsonl", records), prompt_template="alpaca", max_seq_length=128)
     assert_same(ours, theirs, 100)
     assert len(ours) < len(records)
@@ -203,7 +205,8 @@ def test_tokenized_records(reference, preprocess, write_jsonl):
     rows = [
         {"input_ids": list(range(5 + n, 25 + n)), "completion_mask": [int(t > n) for t in range(20)]} for n in range(10)
     ]
-    assert_same(preprocess("smollm2", write_jsonl("ids.jsonl", rows)), reference("smollm2").prepare(rows, completion_only_loss=True), 10)
+    theirs = reference("smollm2").prepare(rows, completion_only_loss=True)
+    assert_same(preprocess("smollm2", write_jsonl("ids.jsonl", rows)), theirs, 10)
 
 
 @pytest.mark.parametrize("family", CHAT_FAMILIES_WITH_TOOLS)
