@@ -74,7 +74,7 @@ class Decoder {
   /// [rows, C] → [rows, V] in the compute type.
   [[nodiscard]] at::Tensor logits(const at::Tensor& hidden) const;
   /// Sum of the token losses over the labels that are not -100: float32 scalar. Differentiable with respect to
-  /// trainable() when gradients are enabled. Zero, without gradients, if there is no target.
+  /// trainable() when gradients are enabled. Zero if there is no target.
   [[nodiscard]] at::Tensor loss_sum(const Batch& batch) const;
 
   /// true: LoRA dropout is active (drawn from the default CPU generator). A new model is not in training mode.

@@ -25,7 +25,7 @@ TEST(Attention, MatchesTwinForwardAndBackward) {
       {2, 2, 0, {0, 40}},              // one document
       {6, 2, 0, {0, 1, 40, 40, 131}},  // grouped queries; documents of 1 and 0 tokens
       {4, 1, 7, {0, 5, 60}},           // one shorter and one longer than the window
-      {2, 1, 1, {0, 9}},               // sees itself only
+      {2, 1, 2, {0, 9}},               // sees itself and one before
       {2, 2, 300, {0, 700, 950}},      // several segments in a document
       {2, 1, 100, {0, 600}},           // window below the least block
   };

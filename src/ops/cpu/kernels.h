@@ -58,6 +58,32 @@ struct SwigluGradient {
 void swiglu_backward(const SwigluGradient<float>& arrays, int64_t count);
 void swiglu_backward(const SwigluGradient<BFloat16>& arrays, int64_t count);
 
+/// Rows of a block of attention scores: for every head the same `queries` consecutive queries, and `keys` consecutive
+/// keys. Query i stands at key i + shift and sees the keys up to its own, the last `window` of them (0: all).
+struct AttentionRows {
+  int64_t rows;       ///< of this call
+  int64_t first_row;  ///< its place in the block: query = row % queries
+  int64_t queries;
+  int64_t keys;
+  int64_t shift;
+  int64_t window;
+  float scale;
+};
+/// scores → softmax(scale · scores) over the visible keys, 0 elsewhere; log_sums[row] = log Σ exp(scale · score).
+void attention_softmax(float* scores, float* log_sums, AttentionRows size);
+void attention_softmax(BFloat16* scores, float* log_sums, AttentionRows size);
+/// The same probabilities again from the log_sums.
+void attention_probabilities(float* scores, const float* log_sums, AttentionRows size);
+void attention_probabilities(BFloat16* scores, const float* log_sums, AttentionRows size);
+/// d_probabilities → gradient of the scores: p · (dp - offset[row]) · scale, with offset = Σ dp·p of the whole row.
+void attention_scores_gradient(const float* probabilities, float* d_probabilities, const float* offsets,
+                               AttentionRows size);
+void attention_scores_gradient(const BFloat16* probabilities, BFloat16* d_probabilities, const float* offsets,
+                               AttentionRows size);
+/// dots[row] = Σ a[row][i]·b[row][i]
+void row_dots(const float* a, const float* b, float* dots, int64_t rows, int64_t columns);
+void row_dots(const BFloat16* a, const BFloat16* b, float* dots, int64_t rows, int64_t columns);
+
 /// losses[i] = log Σ exp(logits[i]) - logits[i][labels[i]]; with `write_gradient` each row of logits is overwritten by
 /// softmax(row) - onehot(label).
 struct CrossEntropyRows {

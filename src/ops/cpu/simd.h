@@ -2,8 +2,8 @@
 /// What the CPU kernels share: bfloat16 as stored, an exponential that vectorises, and one source for every x86.
 ///
 /// A kernel is a template over the element type, written as plain loops (`#pragma omp simd`), and wrapped per type in a
-/// FETTLE_MULTIVERSION function that the compiler emits for AVX-512, AVX2 and plain x86-64; the loader picks. Templates
-/// and helpers must be inlined into it (gnu::always_inline), or they would be compiled for plain x86-64.
+/// FETTLE_MULTIVERSION function that GCC emits for AVX-512 (with BW: 16-bit elements), AVX2 and plain x86-64; the
+/// loader picks. Templates and helpers must be inlined into it (gnu::always_inline), or they would be for plain x86-64.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -11,8 +11,8 @@
 #include <bit>
 #include <cstdint>
 
-#if defined(__x86_64__)
-#define FETTLE_MULTIVERSION __attribute__((target_clones("avx512f", "avx2", "default")))
+#if defined(__x86_64__) && !defined(__clang__)  // clang 14 does not know the levels
+#define FETTLE_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FETTLE_MULTIVERSION
 #endif
