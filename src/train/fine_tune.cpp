@@ -242,10 +242,10 @@ void FineTuning::run() {
     announce();
     return;
   }
+  model::Decoder model = make_model();  // before output_dir is touched: it may hold the adapter to start from
   begin_run(config_.output, identity_, start);
   write_file(output_dir_ / "fettle_config.json", config::to_json(config_).dump(2) + '\n');
   MetricsLog metrics(output_dir_ / "metrics.jsonl", start.checkpoint.has_value());
-  model::Decoder model = make_model();
   std::optional<Evaluation> after = train_from(start, model, metrics);
   save_result(model);
   if (config_.output.verify_saved_model) model = verified(std::move(model));

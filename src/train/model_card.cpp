@@ -17,7 +17,8 @@ std::string changed_options(const config::Config& config) {
   const nlohmann::ordered_json all = config::to_json(config);
   std::string rows;
   for (const auto& [name, value] : all.items()) {
-    if (value == defaults[name] || name.ends_with("_dir") || name.ends_with("_directory") || name.ends_with("_file"))
+    if (value == defaults[name] || name.ends_with("_dir") || name.ends_with("_directory") || name.ends_with("_file") ||
+        name.ends_with("_or_path"))
       continue;
     rows += fmt::format("| {} | {} |\n", name, value.is_string() ? value.get<std::string>() : value.dump());
   }
@@ -30,10 +31,17 @@ std::string file_names(const std::vector<std::string>& paths) {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+/// The hub's name of the base, or the last part of a path: where it lay says nothing to a reader elsewhere.
+std::string base_name(const config::Config& config) {
+  const std::filesystem::path base = config.model.model_name_or_path;
+  std::error_code failure;
+  return std::filesystem::exists(base, failure) ? base.filename().string() : base.string();
+}
+
 std::string usage(const config::Config& config) {
-  const std::string& base = config.model.model_name_or_path;
   if (!config.lora.use_peft) return "fettle generate --model_name_or_path . --prompt \"...\"\n";
-  return fmt::format("fettle generate --model_name_or_path {} --adapter_name_or_path . --prompt \"...\"\n", base);
+  return fmt::format("fettle generate --model_name_or_path {} --adapter_name_or_path . --prompt \"...\"\n",
+                     base_name(config));
 }
 
 }  // namespace
@@ -41,12 +49,11 @@ std::string usage(const config::Config& config) {
 std::string model_card(const config::Config& config, const nlohmann::ordered_json& results) {
   const bool adapter = config.lora.use_peft;
   std::string card = "---\n";
-  card += fmt::format("base_model: {}\n", nlohmann::json(config.model.model_name_or_path).dump());
+  card += fmt::format("base_model: {}\n", nlohmann::json(base_name(config)).dump());
   card += adapter ? "library_name: peft\n" : "library_name: transformers\n";
   card += adapter ? "tags: [fettle, lora]\n" : "tags: [fettle]\n";
   card += "pipeline_tag: text-generation\n---\n\n";
-  const std::string base = std::filesystem::path(config.model.model_name_or_path).filename().string();
-  card += fmt::format("# {} of {}\n\n", adapter ? "LoRA adapter" : "Fine-tuned copy", base);
+  card += fmt::format("# {} of {}\n\n", adapter ? "LoRA adapter" : "Fine-tuned copy", base_name(config));
   const std::string data =
       config.data.train_file.empty() ? config.data.dataset_name : file_names(config.data.train_file);
   if (!data.empty()) card += fmt::format("Trained on {} with Fettle.\n\n", data);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/loop.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/equal.h>
 #include <gmock/gmock.h>
@@ -113,7 +112,6 @@ class TinyRun {
 class Resume : public testing::TestWithParam<at::ScalarType> {};
 
 TEST_P(Resume, AtAnyStepContinuesBitForBit) {
-  at::set_num_threads(1);
   const TemporaryFolder folder;
   TinyRun whole(GetParam(), folder.path() / "whole");
   whole.save_every_step();

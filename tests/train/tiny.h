@@ -2,6 +2,7 @@
 /// A small model, small data and a folder to write to, shared by the tests of the train room.
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <gtest/gtest.h>
 
@@ -57,6 +58,7 @@ inline hub::ModelFolder stories_folder() {
 
 /// stories260K with LoRA on two of its layers' kinds; B is not zero, so that A has gradients too.
 inline model::Decoder tiny_lora(at::ScalarType type, double dropout = 0) {
+  at::set_num_threads(1);  // such small products only wait for a second thread
   const hub::ModelFolder folder = stories_folder();
   model::Decoder model =
       model::Decoder::load(model::DecoderSpec::from_config(folder.config), folder.open_weights(), type);

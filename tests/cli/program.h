@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Runs the program as a user does, in a process of its own.
+#pragma once
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "cli/commands.h"
+
+namespace fettle::cli {
+
+/// A folder of its own for one test, removed afterwards.
+class Folder {
+ public:
+  Folder() {
+    std::string name = std::filesystem::temp_directory_path() / "fettle-cli-XXXXXX";
+    if (::mkdtemp(name.data()) == nullptr) throw Error(ExitCode::kIo, "cannot make a temporary folder");
+    path_ = name;
+  }
+  ~Folder() {
+    std::filesystem::permissions(path_, std::filesystem::perms::owner_all);
+    std::filesystem::remove_all(path_);
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+  std::string write(const std::string& name, const std::string& content) const {
+    write_file(path_ / name, content);
+    return path_ / name;
+  }
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+struct Result {
+  int code = -1;  ///< exit code; 128 + the signal if one ended it
+  std::string out;
+  std::string err;
+  /// The line that starts with "error: ", empty if there is none.
+  [[nodiscard]] std::string error() const {
+    const size_t begin = err.find("error: ");
+    return begin == std::string::npos ? "" : err.substr(begin, err.find('\n', begin) - begin);
+  }
+};
+
+/// `largest_file`: RLIMIT_FSIZE of the process, a stand-in for a full disk.
+inline Result run_program(const Arguments& arguments, rlim_t largest_file = RLIM_INFINITY) {
+  const Folder folder;
+  const std::string out = folder / "out";
+  const std::string err = folder / "err";
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT, 0644), STDOUT_FILENO);
+    ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT, 0644), STDERR_FILENO);
+    const rlimit limit = {largest_file, largest_file};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    ::setenv("XDG_CACHE_HOME", folder.path().c_str(), 1);
+    const int code = run(arguments);
+    std::fflush(nullptr);
+    ::_exit(code);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  Result result;
+  result.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  result.out = read_file(out);
+  result.err = read_file(err);
+  return result;
+}
+
+inline std::string stories() {
+  return std::filesystem::path(FETTLE_SOURCE_DIR) / "examples/stories260K";
+}
+
+/// `fettle train` on the small model with 8 short records, 2 steps, on one thread; more options can be added.
+inline Arguments train_arguments(const std::filesystem::path& output_dir, const std::string& train_file,
+                                 const Arguments& more = {}) {
+  Arguments arguments = {"train",
+                         "--model_name_or_path=" + stories(),
+                         "--train_file=" + train_file,
+                         "--output_dir=" + output_dir.string(),
+                         "--max_steps=2",
+                         "--per_device_train_batch_size=2",
+                         "--max_seq_length=64",
+                         "--num_threads=1",
+                         "--logging_steps=1"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+inline std::string some_records() {
+  std::string lines;
+  for (int i = 0; i < 8; ++i) {
+    lines += R"({"prompt": "Once upon a time", "completion": " there was a cat number )" + std::to_string(i) + "\"}\n";
+  }
+  return lines;
+}
+
+}  // namespace fettle::cli

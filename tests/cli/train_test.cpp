@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "cli/program.h"
+
+namespace fettle::cli {
+namespace {
+
+using testing::HasSubstr;
+namespace fs = std::filesystem;
+
+int code(ExitCode value) {
+  return static_cast<int>(value);
+}
+
+TEST(Train, WritesTheAdapterAndEverythingBesideIt) {
+  const Folder folder;
+  const auto arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()),
+                                         {"--validation_split_percentage=25"});
+  const Result result = run_program(arguments);
+  ASSERT_EQ(result.code, 0) << result.err;
+  for (const char* name : {"adapter_model.safetensors", "adapter_config.json", "README.md", "tokenizer.json",
+                           "metrics.jsonl", "all_results.json", "fettle_config.json", "checkpoint-2/manifest.json"}) {
+    EXPECT_TRUE(fs::exists(folder / "out" / name)) << name;
+  }
+  const nlohmann::json results = nlohmann::json::parse(read_file(folder / "out" / "all_results.json"));
+  EXPECT_EQ(results["steps"], 2);
+  EXPECT_LT(results["eval_loss"], results["eval_loss_before"]);
+  EXPECT_THAT(result.err, HasSubstr("verified"));
+  EXPECT_EQ(result.out, "");
+
+  const Result again = run_program(arguments);
+  EXPECT_EQ(again.code, 0);
+  EXPECT_THAT(again.err, HasSubstr("this run is complete already"));
+
+  const Result other = run_program(train_arguments(folder / "out", folder / "train.jsonl", {"--seed=7"}));
+  EXPECT_EQ(other.code, code(ExitCode::kConfig));
+  EXPECT_THAT(other.error(), HasSubstr("seed (42 there, 7 here)"));
+}
+
+TEST(Train, AnInterruptedRunContinuesToTheSameWeights) {
+  const Folder folder;
+  const std::string file = folder.write("train.jsonl", some_records());
+  const Arguments more = {"--save_steps=1", "--lora_dropout=0.1", "--save_total_limit=0"};
+  ASSERT_EQ(run_program(train_arguments(folder / "whole", file, more)).code, 0);
+  fs::copy(folder / "whole", folder / "broken", fs::copy_options::recursive);
+  fs::remove_all(folder / "broken" / "checkpoint-2");
+  std::string run = read_file(folder / "broken" / "run.json");
+  run.replace(run.find("\"finished\": true"), 16, "\"finished\": false");
+  write_file(folder / "broken" / "run.json", run);
+  fs::remove(folder / "broken" / "adapter_model.safetensors");
+
+  const Result resumed = run_program(train_arguments(folder / "broken", file, more));
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_THAT(resumed.err, HasSubstr("at step 1 of 2"));
+  EXPECT_EQ(read_file(folder / "broken" / "adapter_model.safetensors"),
+            read_file(folder / "whole" / "adapter_model.safetensors"));
+}
+
+TEST(Train, FullFineTuningWritesAModelThatEvaluates) {
+  const Folder folder;
+  const std::string file = folder.write("train.jsonl", some_records());
+  const Result result = run_program(train_arguments(folder / "out", file, {"--use_peft=false", "--save_strategy=no"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Result evaluated = run_program(
+      {"eval", "--model_name_or_path=" + (folder / "out").string(), "--validation_file=" + file, "--num_threads=1"});
+  ASSERT_EQ(evaluated.code, 0) << evaluated.err;
+  EXPECT_GT(nlohmann::json::parse(evaluated.out)["eval_loss"], 0);
+}
+
+TEST(Train, ADivergedRunExitsWith76AndSavesNothing) {
+  const Folder folder;
+  const Result result =
+      run_program(train_arguments(folder / "out", folder.write("train.jsonl", some_records()),
+                                  {"--learning_rate=1e38", "--max_steps=20", "--lr_scheduler_type=constant",
+                                   "--max_grad_norm=0", "--use_peft=false"}));
+  EXPECT_EQ(result.code, code(ExitCode::kDiverged)) << result.err;
+  EXPECT_THAT(result.error(), HasSubstr("diverged at step"));
+  EXPECT_FALSE(fs::exists(folder / "out" / "model.safetensors"));
+}
+
+TEST(Train, AFullDiskExitsWith74) {
+  const Folder folder;
+  const Result result =
+      run_program(train_arguments(folder / "out", folder.write("train.jsonl", some_records())), 100'000);
+  EXPECT_EQ(result.code, code(ExitCode::kIo)) << result.err;
+  EXPECT_THAT(result.error(), HasSubstr("checkpoint-2"));
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder / "out")) {
+    EXPECT_THAT(entry.path().filename().string(), testing::Not(HasSubstr("checkpoint")));
+  }
+}
+
+TEST(Train, AnExistingFolderOfSomethingElseIsLeftAlone) {
+  const Folder folder;
+  fs::create_directories(folder / "out");
+  write_file(folder / "out" / "thesis.txt", "years of work");
+  const Result result = run_program(train_arguments(folder / "out", folder.write("train.jsonl", some_records())));
+  EXPECT_EQ(result.code, code(ExitCode::kConfig));
+  EXPECT_THAT(result.error(), HasSubstr("is not empty"));
+  EXPECT_THAT(result.error(), HasSubstr("overwrite_output_dir"));
+}
+
+TEST(Train, AnOutputThatIsAFileOrReadOnlyIsNamed) {
+  const Folder folder;
+  const std::string file = folder.write("train.jsonl", some_records());
+  const Result result = run_program(train_arguments(fs::path(file) / "out", file));
+  EXPECT_NE(result.code, 0);
+  EXPECT_THAT(result.error(), HasSubstr("train.jsonl/out"));
+  const Result read_only = run_program(train_arguments("/proc/fettle-out", file));
+  EXPECT_NE(read_only.code, 0);
+  EXPECT_NE(read_only.code, code(ExitCode::kInternal));
+  EXPECT_THAT(read_only.error(), HasSubstr("/proc/fettle-out"));
+}
+
+}  // namespace
+}  // namespace fettle::cli
