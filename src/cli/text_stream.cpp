@@ -8,6 +8,12 @@ namespace {
 
 constexpr std::string_view kIncomplete = "\xEF\xBF\xBD";  // U+FFFD: what decoding gives for half a character
 
+/// A byte of SentencePiece's byte fallback, "<0x0A>". A run of them is decoded as a whole: one byte that fits no
+/// character turns all of them into U+FFFD, so the text of a run is known only at its end.
+bool is_byte(std::string_view token) {
+  return token.size() == 6 && token.starts_with("<0x") && token.ends_with('>');
+}
+
 }  // namespace
 
 std::string TextStream::pending() const {
@@ -19,6 +25,7 @@ std::string TextStream::pending() const {
 
 std::string TextStream::add(int32_t token) {
   tokens_.push_back(token);
+  if (is_byte(tokenizer_.token(token))) return {};
   std::string text = pending();
   if (text.empty() || text.ends_with(kIncomplete)) return {};
   context_ = given_;

@@ -10,8 +10,8 @@
 
 namespace fettle::cli {
 
-/// Decodes tokens as they come. A piece is held back while it ends inside a character. All pieces together are the text
-/// that decoding all tokens at once gives.
+/// Decodes tokens as they come. A piece is held back while it ends inside a character or a run of byte tokens. All
+/// pieces together are the text that decoding all tokens at once gives.
 class TextStream {
  public:
   explicit TextStream(text::Tokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {}
