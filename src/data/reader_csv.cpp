@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "data/reader.h"
+#include "hub/json.h"
 
 namespace fettle::data {
 namespace {
@@ -93,7 +94,7 @@ class CsvReader final : public RecordReader {
     for (size_t i = 0; i < columns_.size(); ++i) {
       if (columns_[i].empty()) columns_[i] = fmt::format("Unnamed: {}", i);
       if (!seen.insert(columns_[i]).second) {
-        throw Error(ExitCode::kData, fmt::format("{}: column '{}' comes twice", header, columns_[i]),
+        throw Error(ExitCode::kData, fmt::format("{}: column {} comes twice", header, hub::printable(columns_[i])),
                     "rename one of them in the header row");
       }
     }

@@ -96,7 +96,7 @@ std::vector<BadInput> other_file_cases() {
       {"CsvTooFew", "a.csv", "instruction,output\na,b\nc\n", kData, "a.csv:3: wrong number of CSV fields: 1 where"},
       {"CsvTooMany", "a.csv", "instruction,output\na,b,c\n", kData, "a.csv:2: wrong number of CSV fields: 3"},
       {"CsvAfterQuote", "a.csv", "text\n\"a\"b\n", kData, "a.csv:2: malformed CSV: text after a closing quote"},
-      {"CsvTwiceNamed", "a.csv", "text,text\na,b\n", kData, "column 'text' comes twice"},
+      {"CsvTwiceNamed", "a.csv", "text,text\na,b\n", kData, "column \"text\" comes twice"},
       {"CsvInvalidUtf8", "a.csv", "text\n\xe9\n", kData, "a.csv:2: invalid UTF-8: at byte 0"},
       {"CsvHeaderUtf8", "a.csv", "t\xe9xt\na\n", kData, "a.csv:1: header row: invalid UTF-8"},
       {"CsvLinesCounted", "a.csv", "instruction,output\n\"a\n\nb\",c\nd\n", kData, "a.csv:5: wrong number"},
