@@ -8,6 +8,7 @@
 #include <iterator>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "cli/commands.h"
@@ -21,7 +22,7 @@ namespace fettle::cli {
 namespace {
 
 /// What ends an answer: generation_config's eos_token_id (a number or a list), else config.json's; the tokenizer's too.
-model::StopTokens stop_tokens(const train::ModelInputs& inputs) {
+std::vector<int32_t> stop_tokens(const train::ModelInputs& inputs) {
   std::set<int32_t> ids;
   const nlohmann::json& configured = inputs.base.generation_config.value("eos_token_id", nlohmann::json());
   if (configured.is_number_integer()) ids.insert(configured.get<int32_t>());
@@ -32,7 +33,7 @@ model::StopTokens stop_tokens(const train::ModelInputs& inputs) {
   }
   if (ids.empty()) ids.insert(inputs.spec.eos_ids.begin(), inputs.spec.eos_ids.end());
   if (inputs.tokenizer.eos_id()) ids.insert(*inputs.tokenizer.eos_id());
-  return {{ids.begin(), ids.end()}};
+  return {ids.begin(), ids.end()};
 }
 
 std::string standard_input() {
@@ -55,8 +56,8 @@ int generate(const Arguments& arguments) {
   const std::vector<int32_t> prompt = data::generation_prompt(config->generation, config->data, inputs.tokenizer);
   const model::Decoder model = train::load_model(inputs, config->model, train::compute_type(config->training));
   TextStream text(inputs.tokenizer);
-  model::generate(model, prompt, config->generation, stop_tokens(inputs), static_cast<uint64_t>(config->training.seed),
-                  [&text](int32_t token) { return print_now(text.add(token)); });
+  model::generate(model, prompt, config->generation, static_cast<uint64_t>(config->training.seed),
+                  {stop_tokens(inputs), [&text](int32_t token) { return print_now(text.add(token)); }});
   if (!print_now(text.finish() + '\n')) throw Error(ExitCode::kIo, "cannot write to standard output", "check the pipe");
   return 0;
 }

@@ -80,8 +80,8 @@ LoraTargets install(DecoderImpl& model, const hub::AdapterConfig& config, const 
   }
   model.adapter = config;
   model.lora_scaling = scaling(config);
-  if (!config.target_modules.pattern.empty() && targets.leaf_names().size() > 0 &&
-      module_selection({config.target_modules.pattern}).pattern == "all-linear") {
+  const bool all_linear = module_selection({config.target_modules.pattern}).pattern == kAllLinear;
+  if (all_linear) {
     model.adapter->target_modules = {.names = targets.leaf_names(), .pattern = {}};
   }
   return targets;

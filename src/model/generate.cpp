@@ -42,8 +42,7 @@ void check_prompt(const std::vector<int32_t>& prompt, int64_t vocabulary) {
 }  // namespace
 
 std::vector<int32_t> generate(const Decoder& decoder, const std::vector<int32_t>& prompt,
-                              const config::GenerationConfig& generation, const StopTokens& stop, uint64_t seed,
-                              const TokenCallback& on_token) {
+                              const config::GenerationConfig& generation, uint64_t seed, const Stop& stop) {
   check_prompt(prompt, decoder.spec().vocab_size);
   const at::NoGradGuard no_gradients;
   const auto capacity = static_cast<int64_t>(prompt.size()) + generation.max_new_tokens;
@@ -55,11 +54,11 @@ std::vector<int32_t> generate(const Decoder& decoder, const std::vector<int32_t>
     const at::Tensor logits = decoder.logits(hidden.narrow(0, hidden.size(0) - 1, 1)).select(0, 0);
     const int32_t next =
         next_token(logits.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true), tokens, generation, generator);
-    if (std::ranges::find(stop.ids, next) != stop.ids.end()) {
+    if (std::ranges::find(stop.tokens, next) != stop.tokens.end()) {
       break;
     }
     tokens.push_back(next);
-    if (on_token && !on_token(next)) {
+    if (stop.on_token && !stop.on_token(next)) {
       break;
     }
   }

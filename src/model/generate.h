@@ -11,20 +11,17 @@
 
 namespace fettle::model {
 
-/// Tokens that end the answer (generation_config's eos_token_id, else the tokenizer's).
-struct StopTokens {
-  std::vector<int32_t> ids;
+/// What ends an answer before generation.max_new_tokens.
+struct Stop {
+  std::vector<int32_t> tokens;            ///< generation_config's eos_token_id, else the tokenizer's
+  std::function<bool(int32_t)> on_token;  ///< called with every new token; false stops after it
 };
-
-/// Called with every new token; false stops.
-using TokenCallback = std::function<bool(int32_t)>;
 
 /// The new tokens after `prompt`, without the stop token that ended them; at most generation.max_new_tokens. Greedy, or
 /// sampled (do_sample) with transformers' processors in transformers' order: repetition_penalty, temperature, top_k,
 /// top_p. A pure function of its arguments: the sampler has its own generator. Throws Error{kData} for an empty prompt
 /// or an id outside the vocabulary.
 std::vector<int32_t> generate(const Decoder& decoder, const std::vector<int32_t>& prompt,
-                              const config::GenerationConfig& generation, const StopTokens& stop, uint64_t seed,
-                              const TokenCallback& on_token = {});
+                              const config::GenerationConfig& generation, uint64_t seed, const Stop& stop = {});
 
 }  // namespace fettle::model

@@ -15,8 +15,6 @@
 namespace fettle::model {
 namespace {
 
-constexpr std::string_view kAllLinear = "all-linear";
-
 std::string lower(std::string text) {
   std::ranges::transform(text, text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return text;

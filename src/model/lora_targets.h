@@ -4,12 +4,16 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "hub/adapter.h"
 
 namespace fettle::model {
+
+/// PEFT's pattern for every linear layer but the head; any case.
+inline constexpr std::string_view kAllLinear = "all-linear";
 
 /// The options' list as PEFT would be given it: one entry that is "all-linear" or has the look of a regular expression
 /// (a character that no module name has) is a pattern; everything else are names.

@@ -100,17 +100,23 @@ at::Tensor scores_of(const at::Tensor& queries, const at::Tensor& keys, const Bl
   return at::bmm(queries, keys.narrow(1, block.key, block.keys).transpose(1, 2));  // [K, G·B, S]
 }
 
-/// Writes output's rows and the log-sums of the block's softmax ([K, G, B] floats).
+// What the forward writes: the output [T, H, D], and the log-sums of every softmax, block after block, each [K, G, B].
+struct Results {
+  at::Tensor output;
+  at::Tensor log_sums;
+};
+
 void attend(const at::Tensor& query, const Document& document, const Block& block, const AttentionSpec& spec,
-            const at::Tensor& output, float* log_sums) {
+            Results& results) {
   const Heads heads{query.size(1), document.keys.size(0), query.size(2)};
-  const at::Tensor scores =
-      scores_of(gather(query, document.begin + block.query, block.queries, heads), document.keys, block);
+  const int64_t begin = document.begin + block.query;
+  float* log_sums = results.log_sums.mutable_data_ptr<float>() + begin * heads.query;
+  const at::Tensor scores = scores_of(gather(query, begin, block.queries, heads), document.keys, block);
   over_rows(scores, block, spec, [&](auto* rows, int64_t first, const cpu::AttentionRows& size) {
     cpu::attention_softmax(rows, log_sums + first, size);
   });
-  scatter(at::bmm(scores, document.values.narrow(1, block.key, block.keys)), output, document.begin + block.query,
-          block.queries, heads);
+  scatter(at::bmm(scores, document.values.narrow(1, block.key, block.keys)), results.output, begin, block.queries,
+          heads);
 }
 
 Document document_of(const at::Tensor& key, const at::Tensor& value, int64_t begin, int64_t end) {
@@ -120,26 +126,29 @@ Document document_of(const at::Tensor& key, const at::Tensor& value, int64_t beg
   return {begin, keys_first(key), keys_first(value)};
 }
 
+struct Documents {
+  AttentionSpec spec;
+  std::vector<int64_t> boundaries;
+};
+
 class BlockedAttention : public torch::autograd::Function<BlockedAttention> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& query, const at::Tensor& key,
-                            const at::Tensor& value, const AttentionSpec& spec,
-                            const std::vector<int32_t>& cu_seqlens) {
-    at::Tensor output = at::empty_like(query);
-    // Block after block, each [K, G, B].
-    at::Tensor log_sums = at::empty({query.size(0) * query.size(1)}, query.options().dtype(at::kFloat));
-    for (size_t i = 0; i + 1 < cu_seqlens.size(); ++i) {
-      const Document document = document_of(key, value, cu_seqlens[i], cu_seqlens[i + 1]);
-      for (const Block& block : blocks_of(cu_seqlens[i + 1] - cu_seqlens[i], query.size(1), spec.window)) {
-        attend(query, document, block, spec, output,
-               log_sums.mutable_data_ptr<float>() + (document.begin + block.query) * query.size(1));
+                            const at::Tensor& value, const Documents& documents) {
+    const auto& [spec, boundaries] = documents;
+    Results results{at::empty_like(query),
+                    at::empty({query.size(0) * query.size(1)}, query.options().dtype(at::kFloat))};
+    for (size_t i = 0; i + 1 < boundaries.size(); ++i) {
+      const Document document = document_of(key, value, boundaries[i], boundaries[i + 1]);
+      for (const Block& block : blocks_of(boundaries[i + 1] - boundaries[i], query.size(1), spec.window)) {
+        attend(query, document, block, spec, results);
       }
     }
-    context->save_for_backward({query, key, value, output, log_sums});
+    context->save_for_backward({query, key, value, results.output, results.log_sums});
     context->saved_data["scale"] = spec.scale;
     context->saved_data["window"] = spec.window;
-    context->saved_data["boundaries"] = std::vector<int64_t>(cu_seqlens.begin(), cu_seqlens.end());
-    return output;
+    context->saved_data["boundaries"] = boundaries;
+    return results.output;
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -167,7 +176,7 @@ class BlockedAttention : public torch::autograd::Function<BlockedAttention> {
       d_key.narrow(0, document.begin, length).copy_(dk.permute({1, 0, 2}));
       d_value.narrow(0, document.begin, length).copy_(dv.permute({1, 0, 2}));
     }
-    return {pass.d_query, d_key, d_value, at::Tensor(), at::Tensor()};
+    return {pass.d_query, d_key, d_value, at::Tensor()};
   }
 
  private:
@@ -245,7 +254,8 @@ at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::T
   if (!has_cpu_kernel(query)) {
     return composite::attention(query, key, value, spec, cu_seqlens);
   }
-  return BlockedAttention::apply(query.contiguous(), key.contiguous(), value.contiguous(), spec, cu_seqlens);
+  return BlockedAttention::apply(query.contiguous(), key.contiguous(), value.contiguous(),
+                                 Documents{spec, {cu_seqlens.begin(), cu_seqlens.end()}});
 }
 
 at::Tensor attention_with_past(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

@@ -32,8 +32,7 @@ TEST(Generate, GreedyEqualsTransformersOnARealModel) {
     config::GenerationConfig options;
     options.max_new_tokens = static_cast<int64_t>(expected["new_tokens"].size());
     options.repetition_penalty = expected["repetition_penalty"].get<double>();
-    EXPECT_EQ(generate(decoder, expected["prompt"].get<Tokens>(), options, {}, 0),
-              expected["new_tokens"].get<Tokens>());
+    EXPECT_EQ(generate(decoder, expected["prompt"].get<Tokens>(), options, 0), expected["new_tokens"].get<Tokens>());
   }
 }
 
@@ -83,7 +82,7 @@ TEST(Generate, CacheWithASlidingWindowEqualsThePlainForward) {
   config::GenerationConfig options;
   options.max_new_tokens = 25;
   const Tokens prompt{3, 1, 4, 1, 5, 9, 2, 6};
-  EXPECT_EQ(generate(decoder, prompt, options, {}, 0), greedy_without_cache(decoder, prompt, 25));
+  EXPECT_EQ(generate(decoder, prompt, options, 0), greedy_without_cache(decoder, prompt, 25));
 }
 
 class GenerateTiny : public ::testing::Test {
@@ -97,35 +96,35 @@ class GenerateTiny : public ::testing::Test {
 TEST_F(GenerateTiny, SamplingIsAFunctionOfTheSeed) {
   options.do_sample = true;
   options.temperature = 3.0;
-  const Tokens first = generate(decoder, {1, 2}, options, {}, 7);
-  EXPECT_EQ(generate(decoder, {1, 2}, options, {}, 7), first);
-  EXPECT_NE(generate(decoder, {1, 2}, options, {}, 8), first);
+  const Tokens first = generate(decoder, {1, 2}, options, 7);
+  EXPECT_EQ(generate(decoder, {1, 2}, options, 7), first);
+  EXPECT_NE(generate(decoder, {1, 2}, options, 8), first);
 }
 
 TEST_F(GenerateTiny, OneCandidateIsGreedy) {
-  const Tokens greedy = generate(decoder, {1, 2}, options, {}, 0);
+  const Tokens greedy = generate(decoder, {1, 2}, options, 0);
   options.do_sample = true;
   options.top_k = 1;
-  EXPECT_EQ(generate(decoder, {1, 2}, options, {}, 1), greedy);
+  EXPECT_EQ(generate(decoder, {1, 2}, options, 1), greedy);
   options.top_k = 0;
   options.top_p = 1e-9;
-  EXPECT_EQ(generate(decoder, {1, 2}, options, {}, 1), greedy);
+  EXPECT_EQ(generate(decoder, {1, 2}, options, 1), greedy);
 }
 
 TEST_F(GenerateTiny, StopsAtAStopTokenAndAtTheCallersWish) {
-  const Tokens all = generate(decoder, {1, 2}, options, {}, 0);
+  const Tokens all = generate(decoder, {1, 2}, options, 0);
   ASSERT_EQ(all.size(), 20U);
   const auto first = std::find(all.begin(), all.end(), all[4]) - all.begin();
-  const Tokens stopped = generate(decoder, {1, 2}, options, {{all[4]}}, 0);
+  const Tokens stopped = generate(decoder, {1, 2}, options, 0, {{all[4]}, {}});
   EXPECT_EQ(stopped, Tokens(all.begin(), all.begin() + first));
   int calls = 0;
-  EXPECT_EQ(generate(decoder, {1, 2}, options, {}, 0, [&](int32_t) { return ++calls < 3; }).size(), 3U);
+  EXPECT_EQ(generate(decoder, {1, 2}, options, 0, {{}, [&](int32_t) { return ++calls < 3; }}).size(), 3U);
 }
 
 TEST_F(GenerateTiny, RefusesAPromptItCannotRead) {
-  EXPECT_THROW(generate(decoder, {}, options, {}, 0), Error);
-  EXPECT_THROW(generate(decoder, {1, 61}, options, {}, 0), Error);
-  EXPECT_THROW(generate(decoder, {-1}, options, {}, 0), Error);
+  EXPECT_THROW(generate(decoder, {}, options, 0), Error);
+  EXPECT_THROW(generate(decoder, {1, 61}, options, 0), Error);
+  EXPECT_THROW(generate(decoder, {-1}, options, 0), Error);
 }
 
 }  // namespace
