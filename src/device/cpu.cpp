@@ -119,11 +119,17 @@ Device start(const config::DeviceConfig& options) {
   return device;
 }
 
-void seed(uint64_t value) { generator().set_current_seed(value); }
+void seed(uint64_t value) {
+  generator().set_current_seed(value);
+}
 
-at::Tensor random_state() { return generator().get_state(); }
+at::Tensor random_state() {
+  return generator().get_state();
+}
 
-void restore_random_state(const at::Tensor& state) { generator().set_state(state); }
+void restore_random_state(const at::Tensor& state) {
+  generator().set_state(state);
+}
 
 int64_t memory_bytes() {
   return status_bytes("VmRSS:");

@@ -215,11 +215,12 @@ void FineTuning::write_results(const std::optional<Evaluation>& after) const {
 }
 
 void FineTuning::announce() const {
-  const std::string& base = config_.model.model_name_or_path;
-  const std::string model = config_.lora.use_peft ? fmt::format("--model_name_or_path={} --adapter_name_or_path={}",
-                                                                base, output_dir_.string())
-                                                  : fmt::format("--model_name_or_path={}", output_dir_.string());
-  log::info("the {} is in {}", config_.lora.use_peft ? "adapter" : "model", output_dir_.string());
+  const bool adapter = config_.lora.use_peft;
+  const std::string folder = output_dir_.string();
+  std::string model = "--model_name_or_path=" + (adapter ? config_.model.model_name_or_path : folder);
+  if (adapter) model += " --adapter_name_or_path=" + folder;
+  if (adapter && !config_.model.tokenizer_name.empty()) model += " --tokenizer_name=" + config_.model.tokenizer_name;
+  log::info("the {} is in {}", adapter ? "adapter" : "model", folder);
   log::info("try it: fettle generate {} --prompt=\"...\"", model);
 }
 

@@ -28,6 +28,16 @@ TEST(Eval, PrintsOneObjectAndWritesRecordsAndLogits) {
   EXPECT_GT(std::filesystem::file_size(folder / "l.safetensors"), 8u * 512 * 4);
 }
 
+TEST(Train, WithoutTrainingItEvaluates) {
+  const Folder folder;
+  const Result result = run_program({"train", "--do_train=false", "--model_name_or_path=" + stories(),
+                                     "--num_threads=1", "--validation_file=" + folder.write("v.jsonl", some_records()),
+                                     "--output_dir=" + (folder / "out").string()});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const nlohmann::json results = nlohmann::json::parse(read_file(folder / "out" / "eval_results.json"));
+  EXPECT_EQ(results["records"], 8);
+}
+
 TEST(Generate, PrintsTheAnswerAlone) {
   const Arguments arguments = {"generate",
                                "--model_name_or_path=" + stories(),
