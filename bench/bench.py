@@ -107,14 +107,17 @@ def make_model(folder):
 
 
 def model_flops_per_token(context):
-    """Of LoRA training: forward 2 a weight and as many for the input's gradient; attention at `context` keys on average."""
+    """Of LoRA: forward 2 a weight and as many for the input's gradient; attention to `context` keys on average."""
     weights = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536) + 576 * 49152
     return 4 * weights + 3 * 4 * 30 * 576 * context
 
 
 def rate(runs, key):
     """Median over the turns of a turn's tokens per second, its first step left out."""
-    return statistics.median(sum(s[key] for s in run["steps"]) / sum(s["seconds"] for s in run["steps"]) for run in runs)
+    def total(run, what):
+        return sum(step[what] for step in run["steps"])
+
+    return statistics.median(total(run, key) / total(run, "seconds") for run in runs)
 
 
 def summary(theirs, ours, key):

@@ -21,7 +21,8 @@ ROWS = 4
 
 def load(model_folder):
     """bfloat16 weights and sdpa attention: of the settings tried the fastest on a CPU."""
-    return transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16, attn_implementation="sdpa")
+    settings = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
+    return transformers.AutoModelForCausalLM.from_pretrained(model_folder, **settings)
 
 
 def lora():

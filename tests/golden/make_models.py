@@ -131,7 +131,7 @@ def use_transformers_4_keys(folder):
 def make(family, folder, dtype="float32", sharded=False):
     """Writes the model of `family` and its tokenizer into `folder` and returns it.
 
-    dtype: of the weights in the file, float32 or bfloat16 (the float32 ones, rounded). sharded: several files and an index.
+    dtype: of the weights in the file, float32 or bfloat16 (those, rounded). sharded: several files and an index.
     """
     model_type, changes, tokenizer = FAMILIES[family]
     config = transformers.AutoConfig.for_model(model_type, **{**BASE, **changes})

@@ -48,7 +48,7 @@ def option(key, value):
 
 
 class Program:
-    """One of our programs. Calling it runs it and returns the CompletedProcess; stdout and stderr are text, line ends kept."""
+    """One of our programs. Calling it runs it and returns the CompletedProcess, its streams as text, line ends kept."""
 
     def __init__(self, path, cache):
         self.path = path
@@ -60,9 +60,8 @@ class Program:
         done = subprocess.run(command, capture_output=True, timeout=timeout, env=self.environment, check=False)
         done.stdout, done.stderr = (stream.decode("utf-8", "backslashreplace") for stream in (done.stdout, done.stderr))
         if expect is not None and done.returncode != expect:
-            pytest.fail(
-                f"exit code {done.returncode}, not {expect}: {' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-            )
+            said = f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            pytest.fail(f"exit code {done.returncode}, not {expect}: {' '.join(command)}\n{said}")
         return done
 
 

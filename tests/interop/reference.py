@@ -55,7 +55,8 @@ def write_batch(path, documents):
         "labels": sum((document.labels for document in documents), []),
         "cu_seqlens": boundaries.tolist(),
     }
-    safetensors.torch.save_file({name: torch.tensor(values, dtype=torch.int64) for name, values in stream.items()}, path)
+    tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in stream.items()}
+    safetensors.torch.save_file(tensors, path)
     return path
 
 

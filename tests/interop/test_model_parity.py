@@ -6,10 +6,10 @@ a stream do not see each other. The documents hold a window of 16 tokens and the
 
 float32 tolerances are the project's: logits 1e-4 absolute, loss 1e-5 relative, a gradient 1e-4 of its norm.
 bfloat16 has no exact answer. Truth is transformers in float32 on the same bfloat16 weights; transformers in bfloat16
-(eager and sdpa attention, adapter in float32 and in bfloat16) misses it by some distance, and ours may miss it by no more
-than the farthest of those, times a factor for chance: 1.1 for root mean squares over 10^5 and more logits, which hardly
-vary, and 1.5 for the largest single error and for gradients, by which these vary between transformers' own variants
-(measured: up to 1.9 between the nearest and the farthest).
+(eager and sdpa attention, adapter in float32 and in bfloat16) misses it by some distance, and ours may miss it by no
+more than the farthest of those, times a factor for chance: 1.1 for root mean squares over 10^5 and more logits, which
+hardly vary, and 1.5 for the largest single error and for gradients, which vary by up to 1.9 between transformers' own
+nearest and farthest variant (measured).
 """
 
 import dataclasses

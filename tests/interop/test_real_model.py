@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SmolLM2-135M-Instruct (a GGUF file with 4-bit weights) against transformers and TRL: minutes, so it runs by `make nightly`.
+"""SmolLM2-135M-Instruct (a GGUF file with 4-bit weights) against transformers and TRL: `make nightly`.
 
 WikiText-2 perplexity: the beginning of the raw test file is tokenised as one document, closed by the end token and cut
 into pieces of 512 tokens; each piece is scored alone, its first token being given; perplexity is e to the mean over all
 scored tokens. Fine-tuning: the same medical questions in the same order with the same settings by `fettle train` and by
-TRL's SFTTrainer, each from its own random initial adapter; both adapters are scored by `fettle eval` on held-out records.
+TRL's SFTTrainer, each from its own random initial adapter; `fettle eval` scores both adapters on held-out records.
 """
 
 import json
@@ -25,7 +25,9 @@ CHARACTERS = 100_000  # of WikiText-2: 25 thousand tokens
 PIECE = 512
 TRAINED, HELD_OUT, MAX_LENGTH = 240, 60, 512
 
-pytestmark = pytest.mark.skipif(not (FOLDER / FILE).exists(), reason=f".downloads/{FILE} is absent: run tools/setup.sh model")
+pytestmark = pytest.mark.skipif(
+    not (FOLDER / FILE).exists(), reason=f".downloads/{FILE} is absent: run tools/setup.sh model"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,7 +23,13 @@ import transformers
 STEPS = 20
 RECORDS = 45
 EPOCH = 12  # steps of four records; the last has one
-ADAPTED = [("llama3", "all_linear"), ("mistral", "attention"), ("qwen2", "regex"), ("qwen3", "rslora"), ("llama2", "saved")]
+ADAPTED = [
+    ("llama3", "all_linear"),
+    ("mistral", "attention"),
+    ("qwen2", "regex"),
+    ("qwen3", "rslora"),
+    ("llama2", "saved"),
+]
 WHOLE = ["llama2", "mistral", "qwen2", "qwen3"]
 
 

@@ -17,7 +17,7 @@ datasets.disable_progress_bars()
 
 @dataclasses.dataclass
 class Settings:
-    """Named as transformers names them. Clipping is small enough to act, and 45 records leave an odd end of an epoch."""
+    """Named as transformers names them. Clipping is small enough to act."""
 
     max_steps: int = 20
     learning_rate: float = 1e-2
@@ -30,7 +30,7 @@ class Settings:
 
 
 def random_records(count, vocabulary, seed=0):
-    """Pre-tokenised records of 2 to 40 tokens, the prompt's labels masked; few different tokens, so there is a loss to lower."""
+    """Records of 2 to 40 tokens, the prompt's labels masked; few different tokens, so there is a loss to lower."""
     generator = random.Random(seed)
     tokens = reference.ordinary_tokens(vocabulary)
     tokens = [generator.choice(tokens) for _ in range(24)]
