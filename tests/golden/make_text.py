@@ -194,7 +194,8 @@ def templates():
     return found
 
 
-def render(source, tokens, messages, prompt, extra, generation=False):
+def render(template, messages, prompt, extra, generation=False):
+    source, tokens = template
     # apply_chat_template leaves out what is None.
     messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
     variables = {**tokens, "date_string": "26 Jul 2024", **extra}
@@ -205,12 +206,12 @@ def render(source, tokens, messages, prompt, extra, generation=False):
 
 def make_chats():
     cases = {}
-    for name, (source, tokens) in templates().items():
+    for name, template in templates().items():
         cases[name] = []
         for messages, extra in CHATS:
             for prompt in (False, True):
                 try:
-                    cases[name].append(render(source, tokens, messages, prompt, extra)[0])
+                    cases[name].append(render(template, messages, prompt, extra)[0])
                 except Exception as error:  # the kind of error differs from template to template
                     cases[name].append({"error": str(error).splitlines()[0], "kind": type(error).__name__})
     chats = [{"messages": messages, "extra": extra} for messages, extra in CHATS]
@@ -223,7 +224,7 @@ def make_generation():
     for path in sorted((OUT / "templates").glob("generation*.jinja")):
         for number, (messages, extra) in enumerate(CHATS):
             try:
-                text, spans = render(path.read_text(), tokens, messages, False, extra, generation=True)
+                text, spans = render((path.read_text(), tokens), messages, False, extra, generation=True)
             except Exception:
                 continue
             in_bytes = [[len(text[:begin].encode()), len(text[:end].encode())] for begin, end in spans]
