@@ -157,13 +157,13 @@ void check_strategies(Rules& rules, const Config& config) {
 }
 
 void check_train(Rules& rules, const Config& config) {
+  rules.contradiction(!config.training.do_train && !config.training.do_eval, "do_train and do_eval are both false",
+                      "set one of them to true");
   rules.require(has_training_records(config.data) || !config.training.do_train, "train_file or dataset_name",
                 "say which records to train on");
   rules.require(config.training.do_train || may_have_evaluation_records(config.data), "validation_file or dataset_name",
                 "do_train is false: say which records to evaluate on");
   rules.require(!config.output.output_dir.empty(), "output_dir", "say where the result goes");
-  rules.contradiction(!config.training.do_train && !config.training.do_eval, "do_train and do_eval are both false",
-                      "set one of them to true");
   check_method(rules, config);
   check_schedule(rules, config.training);
   check_strategies(rules, config);
