@@ -70,7 +70,8 @@ LoraTargets install(DecoderImpl& model, const hub::AdapterConfig& config, const 
   const auto is_saved = [&](const std::string& module) {
     return std::ranges::find(targets.saved, module) != targets.saved.end();
   };
-  if (model.is_tied() && is_saved("lm_head")) {  // as PEFT: from now on a weight of its own
+  // As PEFT: what is saved whole is a copy, and a head that was tied to it, or it to the head, is so no longer.
+  if (model.is_tied() && (is_saved("lm_head") || is_saved("model.embed_tokens"))) {
     model.head = std::make_shared<Parameter>("lm_head.weight", model.embedding->stored());
   }
   for (Parameter* parameter : model.parameters()) {

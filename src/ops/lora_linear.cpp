@@ -35,18 +35,17 @@ struct Saved {
     return all;
   }
   static Saved restore(const variable_list& all, size_t projections, size_t lora) {
-    const auto take = [position = all.begin() + 1](size_t count) mutable {
+    auto take = [position = all.begin() + 1](size_t count) mutable {
       const auto first = position;
       position += static_cast<std::ptrdiff_t>(count);
       return std::vector<at::Tensor>(first, position);
     };
-    auto next = take;
-    Saved saved{.x = all[0], .weights = {}, .matrices = {}, .low = {}, .masks = {}};
-    saved.weights = next(projections);
-    saved.matrices = next(2 * lora);
-    saved.low = next(lora);
-    saved.masks = next(all.size() - 1 - projections - 3 * lora);
-    return saved;
+    // Initialisers run in the order of the members.
+    return {.x = all[0],
+            .weights = take(projections),
+            .matrices = take(2 * lora),
+            .low = take(lora),
+            .masks = take(all.size() - 1 - projections - 3 * lora)};
   }
 };
 

@@ -148,6 +148,26 @@ TEST(Lora, AdapterReadBackGivesTheSameLogits) {
   }
 }
 
+TEST(Lora, ASavedEmbeddingLeavesTheTiedHeadAsItWas) {
+  nlohmann::json config = testing::tiny_config();
+  config["tie_word_embeddings"] = true;
+  const TinyModel tiny(config);
+  Decoder decoder = tiny.load();
+  config::LoraConfig options = testing::lora_config();
+  options.lora_modules_to_save = {"embed_tokens"};
+  decoder.add_lora(options, 1);
+  const at::Tensor hidden = at::randn({3, 32});
+  const at::NoGradGuard no_gradients;
+  const at::Tensor before = decoder.logits(hidden);
+  for (const NamedTensor& trained : decoder.trainable()) {
+    EXPECT_NE(trained.name, "base_model.model.lm_head.weight");
+    if (trained.name == "base_model.model.model.embed_tokens.weight") {
+      trained.tensor.mul_(2);
+    }
+  }
+  EXPECT_TRUE(at::equal(decoder.logits(hidden), before));
+}
+
 TEST(Lora, ResolvesAllLinearToNames) {
   const TinyModel tiny;
   Decoder decoder = tiny.load();
