@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`fettle eval` and `fettle generate` against transformers, and what must not change the numbers of a run."""
 
+import copy
 import json
 import math
 
@@ -55,17 +56,23 @@ def test_eval_equals_transformers(fettle, write_jsonl, tmp_path, adapted):
         **options,
     )
     assert [line["record"] for line in lines] == list(range(len(data)))
+    exact_model = copy.deepcopy(model).double()
+    errors, their_errors = [], []
     total = targets = 0
     for number, record in enumerate(data):
         document = reference.Document(**record)
         with torch.no_grad():
             theirs = model(input_ids=torch.tensor([document.input_ids])).logits[0]
-        assert (logits[f"record.{number}"] - theirs).abs().max().item() <= 1e-4
+            exact = exact_model(input_ids=torch.tensor([document.input_ids])).logits[0]
+        errors.append((logits[f"record.{number}"] - exact).abs().max().item())
+        their_errors.append((theirs - exact).abs().max().item())
         loss = torch.nn.functional.cross_entropy(theirs[:-1], torch.tensor(document.labels[1:])).item()
         assert lines[number]["loss"] == pytest.approx(loss, rel=1e-5)
         assert lines[number]["target_tokens"] == document.targets()
         total += loss * document.targets()
         targets += document.targets()
+    # A random adapter on a trained model amplifies rounding: transformers in float32 itself ends up to 2e-4 from float64.
+    assert max(errors) <= (1.5 * max(their_errors) if adapted else 1e-4)
     assert printed["records"] == len(data)
     assert printed["target_tokens"] == targets
     assert printed["eval_loss"] == pytest.approx(total / targets, rel=1e-5)
