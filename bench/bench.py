@@ -189,13 +189,14 @@ def machine(bench):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short turn; the report goes to build/bench")
+    parser.add_argument("--turns", type=int, default=3, help="how often the two sides take turns")
     parser.add_argument("--build", type=pathlib.Path, default=REPOSITORY / "build/release", help="folder of fettle")
     arguments = parser.parse_args()
     folder = REPOSITORY / "build/bench"
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.build, folder)
     make_model(bench.model)
-    turns, steps = (1, 3) if arguments.quick else (3, 6)
+    turns, steps = (1, 3) if arguments.quick else (arguments.turns, 6)
     results = {"machine": machine(bench), "equal": measure_equal(bench, turns, steps)}
     results["records"] = {
         name: measure_records(bench, path, turns, 3 if arguments.quick else 12) for name, path in DATASETS.items()
