@@ -23,7 +23,7 @@ struct BadRecords {
 class BadData : public testing::TestWithParam<BadRecords> {};
 
 TEST_P(BadData, IsOneLineThatSaysWhatAndWhere) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string file = folder.write("train.jsonl", GetParam().content);
   const Result result = run_program(train_arguments(folder / "out", file));
   EXPECT_EQ(result.code, static_cast<int>(GetParam().code)) << result.err;
@@ -46,14 +46,14 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& test) { return test.param.name; });
 
 TEST(Errors, AMissingFileExitsWith66) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Result result = run_program(train_arguments(folder / "out", folder / "none.jsonl"));
   EXPECT_EQ(result.code, static_cast<int>(ExitCode::kNoInput));
   EXPECT_THAT(result.error(), HasSubstr("none.jsonl"));
 }
 
 TEST(Errors, AnUnknownModelTypeIsNamed) {
-  const Folder folder;
+  const TemporaryFolder folder;
   fs::copy(stories(), folder / "model");
   nlohmann::json config = nlohmann::json::parse(read_file(folder / "model" / "config.json"));
   config["model_type"] = "gpt_bigcode";
@@ -66,7 +66,7 @@ TEST(Errors, AnUnknownModelTypeIsNamed) {
 }
 
 TEST(Errors, ALoraTargetThatMatchesNothingIsNamed) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Result result = run_program(train_arguments(folder / "out", folder.write("train.jsonl", some_records()),
                                                     {"--lora_target_modules=q_proj,vproj"}));
   EXPECT_EQ(result.code, static_cast<int>(ExitCode::kConfig));
@@ -74,7 +74,7 @@ TEST(Errors, ALoraTargetThatMatchesNothingIsNamed) {
 }
 
 TEST(Errors, ATruncatedModelIsNamed) {
-  const Folder folder;
+  const TemporaryFolder folder;
   fs::copy(stories(), folder / "model");
   fs::resize_file(folder / "model" / "model.safetensors", 5000);
   const Result result = run_program({"eval", "--model_name_or_path=" + (folder / "model").string(),

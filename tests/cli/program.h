@@ -16,33 +16,9 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "cli/commands.h"
+#include "support/temporary_folder.h"
 
 namespace fettle::cli {
-
-/// A folder of its own for one test, removed afterwards.
-class Folder {
- public:
-  Folder() {
-    std::string name = std::filesystem::temp_directory_path() / "fettle-cli-XXXXXX";
-    if (::mkdtemp(name.data()) == nullptr) throw Error(ExitCode::kIo, "cannot make a temporary folder");
-    path_ = name;
-  }
-  ~Folder() {
-    std::filesystem::permissions(path_, std::filesystem::perms::owner_all);
-    std::filesystem::remove_all(path_);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-  std::string write(const std::string& name, const std::string& content) const {
-    write_file(path_ / name, content);
-    return path_ / name;
-  }
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 struct Result {
   int code = -1;  ///< exit code; 128 + the signal if one ended it
@@ -57,7 +33,7 @@ struct Result {
 
 /// `largest_file`: RLIMIT_FSIZE of the process, a stand-in for a full disk.
 inline Result run_program(const Arguments& arguments, rlim_t largest_file = RLIM_INFINITY) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string out = folder / "out";
   const std::string err = folder / "err";
   const pid_t child = ::fork();

@@ -17,7 +17,7 @@ int code(ExitCode value) {
 }
 
 TEST(Train, WritesTheAdapterAndEverythingBesideIt) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const auto arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()),
                                          {"--validation_split_percentage=25"});
   const Result result = run_program(arguments);
@@ -42,7 +42,7 @@ TEST(Train, WritesTheAdapterAndEverythingBesideIt) {
 }
 
 TEST(Train, AnInterruptedRunContinuesToTheSameWeights) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string file = folder.write("train.jsonl", some_records());
   const Arguments more = {"--save_steps=1", "--lora_dropout=0.1", "--save_total_limit=0"};
   ASSERT_EQ(run_program(train_arguments(folder / "whole", file, more)).code, 0);
@@ -61,7 +61,7 @@ TEST(Train, AnInterruptedRunContinuesToTheSameWeights) {
 }
 
 TEST(Train, FullFineTuningWritesAModelThatEvaluates) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string file = folder.write("train.jsonl", some_records());
   const Result result = run_program(train_arguments(folder / "out", file, {"--use_peft=false", "--save_strategy=no"}));
   ASSERT_EQ(result.code, 0) << result.err;
@@ -72,7 +72,7 @@ TEST(Train, FullFineTuningWritesAModelThatEvaluates) {
 }
 
 TEST(Train, ADivergedRunExitsWith76AndSavesNothing) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Result result =
       run_program(train_arguments(folder / "out", folder.write("train.jsonl", some_records()),
                                   {"--learning_rate=1e38", "--max_steps=20", "--lr_scheduler_type=constant",
@@ -83,7 +83,7 @@ TEST(Train, ADivergedRunExitsWith76AndSavesNothing) {
 }
 
 TEST(Train, AFullDiskExitsWith74) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Result result =
       run_program(train_arguments(folder / "out", folder.write("train.jsonl", some_records())), 100'000);
   EXPECT_EQ(result.code, code(ExitCode::kIo)) << result.err;
@@ -94,7 +94,7 @@ TEST(Train, AFullDiskExitsWith74) {
 }
 
 TEST(Train, AnExistingFolderOfSomethingElseIsLeftAlone) {
-  const Folder folder;
+  const TemporaryFolder folder;
   fs::create_directories(folder / "out");
   write_file(folder / "out" / "thesis.txt", "years of work");
   const Result result = run_program(train_arguments(folder / "out", folder.write("train.jsonl", some_records())));
@@ -104,7 +104,7 @@ TEST(Train, AnExistingFolderOfSomethingElseIsLeftAlone) {
 }
 
 TEST(Train, AnOutputThatIsAFileOrReadOnlyIsNamed) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string file = folder.write("train.jsonl", some_records());
   const Result result = run_program(train_arguments(fs::path(file) / "out", file));
   EXPECT_NE(result.code, 0);

@@ -14,7 +14,7 @@ namespace {
 using testing::HasSubstr;
 
 TEST(Eval, PrintsOneObjectAndWritesRecordsAndLogits) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Result result = run_program({"eval", "--model_name_or_path=" + stories(),
                                      "--validation_file=" + folder.write("v.jsonl", some_records()),
                                      "--per_record=" + (folder / "r.jsonl").string(),
@@ -29,7 +29,7 @@ TEST(Eval, PrintsOneObjectAndWritesRecordsAndLogits) {
 }
 
 TEST(Train, WithoutTrainingItEvaluates) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Result result = run_program({"train", "--do_train=false", "--model_name_or_path=" + stories(),
                                      "--num_threads=1", "--validation_file=" + folder.write("v.jsonl", some_records()),
                                      "--output_dir=" + (folder / "out").string()});

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "config/config.h"
 #include "data/dataset.h"
+#include "support/temporary_folder.h"
 #include "text/tokenizer.h"
 
 namespace fettle::data {
@@ -21,30 +22,6 @@ namespace fettle::data {
 inline std::filesystem::path repository(std::string_view path) {
   return std::filesystem::path(FETTLE_SOURCE_DIR) / path;
 }
-
-/// A folder that goes away with the test.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "fettle-data-XXXXXX").string();
-    path_ = ::mkdtemp(name.data());
-  }
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-
-  std::string write(std::string_view name, std::string_view content) const {
-    const auto file = path_ / name;
-    std::filesystem::create_directories(file.parent_path());
-    std::ofstream(file, std::ios::binary) << content;
-    return file.string();
-  }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// The smallest real tokenizer (Llama 2 style, 512 tokens, no chat template).
 inline const text::Tokenizer& small_tokenizer() {

@@ -15,33 +15,9 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "support/temporary_folder.h"
 
 namespace fettle::hub {
-
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = testing::TempDir() + "fettle-hub-XXXXXX";
-    if (::mkdtemp(name.data()) == nullptr) throw Error(ExitCode::kIo, "mkdtemp failed");
-    path_ = name;
-  }
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-
-  std::filesystem::path write(const std::string& name, std::string_view content) const {
-    const auto path = path_ / name;
-    make_directories(path.parent_path());
-    write_file(path, content);
-    return path;
-  }
-
- private:
-  std::filesystem::path path_;
-};
 
 template <typename T>
 std::string little_endian(T value) {

@@ -23,24 +23,9 @@
 #include "hub/safetensors.h"
 #include "hub/tensor_source.h"
 #include "model/decoder.h"
+#include "support/temporary_folder.h"
 
 namespace fettle::model::testing {
-
-/// Removed with everything in it when it goes.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "fettle_model_XXXXXX").string();
-    path_ = mkdtemp(name.data());
-  }
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 inline nlohmann::json tiny_config() {
   return {{"model_type", "llama"},    {"vocab_size", 61},

@@ -49,7 +49,7 @@ std::string load_error(const std::function<void(testing::Tensors&)>& change, boo
   const DecoderSpec spec = DecoderSpec::from_config(config);
   testing::Tensors tensors = testing::random_tensors(spec);
   change(tensors);
-  const testing::TemporaryFolder folder;
+  const TemporaryFolder folder;
   const auto source = testing::write_tensors(folder.path() / "model.safetensors", tensors);
   try {
     Decoder::load(spec, source, at::kFloat);
@@ -133,7 +133,7 @@ TEST(Lora, AdapterReadBackGivesTheSameLogits) {
     }
     EXPECT_TRUE(tensors.contains("base_model.model.lm_head.weight"));
     EXPECT_TRUE(tensors.contains("base_model.model.model.layers.0.input_layernorm.weight"));
-    const testing::TemporaryFolder folder;
+    const TemporaryFolder folder;
     const auto source = testing::write_tensors(folder.path() / "adapter_model.safetensors", tensors);
     Decoder loaded = tiny.load(type);
     loaded.load_adapter(trained.adapter_config(), source);

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "base/file.h"
+#include "support/temporary_folder.h"
 
 namespace fettle::text::golden {
 
@@ -30,33 +31,5 @@ inline std::string missing(const std::string& name) {
   const auto file = tokenizer_folder(name) / "tokenizer.json";
   return std::filesystem::exists(file) ? "" : file.string() + " is not unpacked (see tests/data/README.md)";
 }
-
-/// A folder of this test process, removed at the end.
-class TemporaryFolder {
- public:
-  TemporaryFolder()
-      : path_(std::filesystem::temp_directory_path() /
-              ("fettle_text_" + std::to_string(getpid()) + "_" + std::to_string(counter()++))) {
-    std::filesystem::create_directories(path_);
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-  void write(const std::string& name, const std::string& content) const {
-    std::ofstream(path_ / name, std::ios::binary) << content;
-  }
-
- private:
-  static int& counter() {
-    static int count = 0;
-    return count;
-  }
-  std::filesystem::path path_;
-};
 
 }  // namespace fettle::text::golden

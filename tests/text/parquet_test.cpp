@@ -96,7 +96,7 @@ bool reads(const std::filesystem::path& path) {
 }
 
 TEST(BrokenParquet, TruncatedAnywhereIsRefused) {
-  const golden::TemporaryFolder temporary;
+  const TemporaryFolder temporary;
   const std::string whole = read_file(folder() / "snappy.parquet");
   temporary.write("whole.parquet", whole);
   EXPECT_TRUE(reads(temporary.path() / "whole.parquet"));
@@ -107,7 +107,7 @@ TEST(BrokenParquet, TruncatedAnywhereIsRefused) {
 }
 
 TEST(BrokenParquet, FlippedBitsNeverCrash) {
-  const golden::TemporaryFolder temporary;
+  const TemporaryFolder temporary;
   std::mt19937 random(1);
   for (const char* codec : {"none", "zstd", "gzip"}) {
     const std::string whole = read_file(folder() / (std::string(codec) + ".parquet"));

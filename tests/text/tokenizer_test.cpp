@@ -113,7 +113,7 @@ INSTANTIATE_TEST_SUITE_P(All, RealTokenizer,
 TEST(TokenizerVariants, AreAsInTransformers) {
   for (const auto& variant : goldens()["variants"]) {
     SCOPED_TRACE(variant["name"].get<std::string>());
-    golden::TemporaryFolder folder;
+    TemporaryFolder folder;
     const auto source = golden::root() / variant["from"].get<std::string>();
     for (const std::string file : variant["copied"]) {
       std::filesystem::copy(source / file, folder.path());
@@ -145,7 +145,7 @@ TEST(Tokenizer, KnowsItsTokensAndFiles) {
 }
 
 TEST(Tokenizer, TakesTheChatTemplateFromWhereTransformersDoes) {
-  golden::TemporaryFolder folder;
+  TemporaryFolder folder;
   std::filesystem::copy(golden::tokenizer_folder("stories260K") / "tokenizer.json", folder.path());
   EXPECT_FALSE(Tokenizer::load(folder.path()).has_chat_template());
   folder.write("tokenizer_config.json",

@@ -16,25 +16,9 @@
 #include "data/dataset.h"
 #include "hub/model_folder.h"
 #include "model/decoder.h"
+#include "support/temporary_folder.h"
 
 namespace fettle::train {
-
-/// A folder of its own for one test, removed afterwards.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = std::filesystem::temp_directory_path() / "fettle-test-XXXXXX";
-    if (::mkdtemp(name.data()) == nullptr) throw Error(ExitCode::kIo, "cannot make a temporary folder");
-    path_ = name;
-  }
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// Documents of 4 to 23 random tokens; the first two of each are no targets.
 inline data::TokenDataset tiny_dataset(int documents) {
