@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "data/utf8.h"
+#include "base/utf8.h"
 
 #include <cstdint>
 #include <cstring>
 
-namespace fettle::data {
+namespace fettle {
 namespace {
 
 /// Length of the valid sequence at the start of `text` (not empty, lead byte ≥ 0x80), or 0. Table 3-7 of the standard.
@@ -51,4 +51,4 @@ bool is_blank(std::string_view text) {
   return text.find_first_not_of(" \t\r\n\f\v") == std::string_view::npos;
 }
 
-}  // namespace fettle::data
+}  // namespace fettle

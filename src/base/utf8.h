@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <string_view>
 
-namespace fettle::data {
+namespace fettle {
 
 /// The offset of the first byte that does not belong to valid UTF-8, or npos.
 size_t find_invalid_utf8(std::string_view text);
@@ -13,4 +13,4 @@ size_t find_invalid_utf8(std::string_view text);
 /// True if `text` is empty or only ASCII white space.
 bool is_blank(std::string_view text);
 
-}  // namespace fettle::data
+}  // namespace fettle

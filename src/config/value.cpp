@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/utf8.h"
 
 namespace fettle::config {
 namespace {
@@ -45,15 +46,6 @@ std::optional<int64_t> parse_integer(std::string_view text) {
   const std::optional<double> number = parse_number(text);
   if (!number || *number != std::trunc(*number) || std::abs(*number) > kExact) return std::nullopt;
   return static_cast<int64_t>(*number);
-}
-
-bool is_utf8(std::string_view text) {
-  try {
-    (void)nlohmann::json(std::string(text)).dump();
-    return true;
-  } catch (const nlohmann::json::type_error&) {
-    return false;
-  }
 }
 
 bool in_range(const Range& range, double value) {
@@ -228,7 +220,8 @@ class Assignment {
   }
 
   void check_utf8(std::string_view checked) const {
-    if (!is_utf8(checked)) refuse_shape("is not valid UTF-8", "save the file as UTF-8");
+    if (find_invalid_utf8(checked) != std::string_view::npos)
+      refuse_shape("is not valid UTF-8", "save the file as UTF-8");
   }
 
   void check_choice(std::string_view chosen) const {

@@ -3,14 +3,15 @@
 ///   header (64 bytes) | fingerprint (64) | offsets int64[documents+1] | records int64[documents] | ids int32[tokens] |
 ///   labels int32[tokens] | report (JSON) | SHA-256 of all before it (64 hexadecimal digits)
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
-#include "data/atomic_file.h"
 #include "data/storage.h"
 
 namespace fettle::data {
@@ -55,7 +56,8 @@ void read_report(const nlohmann::json& report, Preparation& p) {
 /// Hashes what it writes; the digest ends the file.
 class HashedFile {
  public:
-  explicit HashedFile(const fs::path& path) : file_(path) {}
+  /// Several processes may prepare the same data at once.
+  explicit HashedFile(const fs::path& path) : file_(path, fmt::format(".{}.tmp", ::getpid())) {}
 
   template <typename T>
   void write(std::span<T> values) {

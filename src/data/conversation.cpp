@@ -5,8 +5,8 @@
 #include <array>
 #include <string_view>
 
+#include "base/utf8.h"
 #include "data/format.h"
-#include "data/utf8.h"
 
 namespace fettle::data {
 namespace {

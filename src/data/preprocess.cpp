@@ -9,9 +9,9 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
-#include "data/atomic_file.h"
 #include "data/dataset.h"
 #include "data/preview.h"
 #include "hub/model_folder.h"
@@ -33,8 +33,7 @@ std::string json_line(const TokenDataset& dataset, const text::Tokenizer& tokeni
 void write_documents(const TokenDataset& dataset, const text::Tokenizer& tokenizer, const std::string& path) {
   AtomicFile file(path);
   for (int64_t i = 0; i < dataset.size(); ++i) {
-    const std::string line = json_line(dataset, tokenizer, i);
-    file.write(std::as_bytes(std::span(line)));
+    file.write(json_line(dataset, tokenizer, i));
   }
   file.commit();
   log::info("{} documents written to {}", dataset.size(), path);

@@ -9,9 +9,9 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/utf8.h"
 #include "data/tool_text.h"
 #include "data/turns.h"
-#include "data/utf8.h"
 
 namespace fettle::data {
 namespace {

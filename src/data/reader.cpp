@@ -7,7 +7,7 @@
 #include <cctype>
 
 #include "base/error.h"
-#include "data/utf8.h"
+#include "base/utf8.h"
 
 namespace fettle::data {
 namespace fs = std::filesystem;

@@ -7,8 +7,8 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "data/reader.h"
-#include "data/utf8.h"
 
 namespace fettle::data {
 namespace {

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -14,6 +13,7 @@
 #include <set>
 #include <utility>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "hub/json.h"
@@ -25,46 +25,6 @@ namespace fs = std::filesystem;
 namespace {
 
 using nlohmann::ordered_json;
-
-/// A file that appears under its name only when `commit` has written all of it to the disk.
-class NewFile {
- public:
-  explicit NewFile(fs::path path)
-      : path_(std::move(path)),
-        temporary_(path_.string() + ".tmp"),
-        fd_(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
-    if (fd_ < 0) throw_system_error("write", path_, errno);
-  }
-  ~NewFile() {
-    if (fd_ >= 0) ::close(fd_);
-    if (!committed_) ::unlink(temporary_.c_str());
-  }
-  NewFile(const NewFile&) = delete;
-  NewFile& operator=(const NewFile&) = delete;
-
-  void append(std::span<const std::byte> bytes) {
-    while (!bytes.empty()) {
-      const ssize_t written = ::write(fd_, bytes.data(), bytes.size());
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) throw_system_error("write", path_, errno);
-      bytes = bytes.subspan(static_cast<size_t>(written));
-    }
-  }
-
-  void commit() {
-    if (::fsync(fd_) != 0) throw_system_error("write", path_, errno);
-    const int closed = ::close(std::exchange(fd_, -1));
-    if (closed != 0 || ::rename(temporary_.c_str(), path_.c_str()) != 0) throw_system_error("write", path_, errno);
-    committed_ = true;
-    sync_directory(path_.has_parent_path() ? path_.parent_path() : fs::path("."));
-  }
-
- private:
-  fs::path path_;
-  fs::path temporary_;
-  int fd_;
-  bool committed_ = false;
-};
 
 void check_view(const TensorView& view) {
   const auto expected = static_cast<size_t>(element_count(view) * block_layout(view.dtype).bytes);
@@ -159,10 +119,10 @@ void write_safetensors(const fs::path& path, std::span<const TensorView> tensors
   const auto ordered = in_layout_order(tensors);
   const std::string header = make_header(ordered, metadata);
   const uint64_t length = header.size();
-  NewFile file(path);
-  file.append(std::as_bytes(std::span(&length, 1)));
-  file.append(std::as_bytes(std::span(header)));
-  for (const TensorView* view : ordered) file.append(view->bytes);
+  AtomicFile file(path);
+  file.write(std::as_bytes(std::span(&length, 1)));
+  file.write(header);
+  for (const TensorView* view : ordered) file.write(view->bytes);
   file.commit();
 }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/utf8.h"
 
 namespace fettle::text {
 namespace {
@@ -91,32 +92,7 @@ class MessageReader {
 };
 
 bool is_utf8(std::string_view text) {
-  size_t i = 0;
-  while (i < text.size()) {
-    const auto lead = static_cast<uint8_t>(text[i]);
-    const size_t size = lead < 0x80                   ? 1
-                        : lead >= 0xc2 && lead < 0xe0 ? 2
-                        : lead >= 0xe0 && lead < 0xf0 ? 3
-                        : lead >= 0xf0 && lead < 0xf5 ? 4
-                                                      : 0;
-    if (size == 0 || size > text.size() - i) {
-      return false;
-    }
-    uint32_t code = size == 1 ? lead : lead & (0x7fU >> size);
-    for (size_t k = 1; k < size; ++k) {
-      const auto byte = static_cast<uint8_t>(text[i + k]);
-      if ((byte & 0xc0) != 0x80) {
-        return false;
-      }
-      code = (code << 6) | (byte & 0x3fU);
-    }
-    if ((size == 3 && (code < 0x800 || (code >= 0xd800 && code < 0xe000))) ||
-        (size == 4 && (code < 0x10000 || code > 0x10ffff))) {
-      return false;
-    }
-    i += size;
-  }
-  return true;
+  return find_invalid_utf8(text) == std::string_view::npos;
 }
 
 SentencePieceModel::Piece parse_piece(std::string_view bytes, size_t id, std::string_view name) {

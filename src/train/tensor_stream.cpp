@@ -1,18 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/tensor_stream.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <array>
-#include <cerrno>
-#include <cstring>
+#include <cstddef>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <utility>
-
-#include "base/file.h"
 
 namespace fettle::train {
 namespace {
@@ -37,39 +30,16 @@ std::string header_of(const std::vector<TensorStream::Entry>& entries) {
 
 }  // namespace
 
-TensorStream::TensorStream(std::filesystem::path file, const std::vector<Entry>& entries)
-    : file_(std::move(file)), unfinished_(file_.string() + ".tmp") {
-  descriptor_ = ::open(unfinished_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (descriptor_ < 0) throw_system_error("write", file_, errno);
-  const std::string header = header_of(entries);
-  write_bytes(header.data(), header.size());
-}
-
-TensorStream::~TensorStream() {
-  if (descriptor_ < 0) return;
-  ::close(descriptor_);
-  ::unlink(unfinished_.c_str());
+TensorStream::TensorStream(std::filesystem::path file, const std::vector<Entry>& entries) : file_(std::move(file)) {
+  file_.write(header_of(entries));
 }
 
 void TensorStream::write(const at::Tensor& values) {
-  write_bytes(static_cast<const char*>(values.const_data_ptr()), values.nbytes());
-}
-
-void TensorStream::write_bytes(const char* data, size_t size) {
-  while (size > 0) {
-    const ssize_t written = ::write(descriptor_, data, size);
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) throw_system_error("write", file_, errno);
-    data += written;
-    size -= static_cast<size_t>(written);
-  }
+  file_.write({static_cast<const std::byte*>(values.const_data_ptr()), values.nbytes()});
 }
 
 void TensorStream::finish() {
-  if (::fsync(descriptor_) != 0 || ::rename(unfinished_.c_str(), file_.c_str()) != 0) {
-    throw_system_error("write", file_, errno);
-  }
-  ::close(std::exchange(descriptor_, -1));
+  file_.commit();
 }
 
 }  // namespace fettle::train

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "base/atomic_file.h"
+
 namespace fettle::train {
 
 /// Names and shapes are known before the first value. The file appears under its name only when it is finished.
@@ -21,9 +23,6 @@ class TensorStream {
 
   /// Throws Error{kIo} or {kPermission}.
   TensorStream(std::filesystem::path file, const std::vector<Entry>& entries);
-  ~TensorStream();
-  TensorStream(const TensorStream&) = delete;
-  TensorStream& operator=(const TensorStream&) = delete;
 
   /// The next entry's values: contiguous float32.
   void write(const at::Tensor& values);
@@ -31,11 +30,7 @@ class TensorStream {
   void finish();
 
  private:
-  void write_bytes(const char* data, size_t size);
-
-  std::filesystem::path file_;
-  std::filesystem::path unfinished_;
-  int descriptor_;
+  AtomicFile file_;
 };
 
 }  // namespace fettle::train

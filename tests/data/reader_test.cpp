@@ -3,8 +3,8 @@
 
 #include <gmock/gmock.h>
 
+#include "base/utf8.h"
 #include "data/data_support.h"
-#include "data/utf8.h"
 
 namespace fettle::data {
 namespace {
