@@ -17,11 +17,11 @@ enum class ExitCode : int {
   kUnavailable = 69,  ///< a hub or a peer does not answer
   kInternal = 70,     ///< a bug in Fettle
   kOutOfMemory = 71,
-  kIo = 74,           ///< disk full, read-only output, failed read or write
-  kPreempted = 75,    ///< stopped by a signal with the state saved; run the same command again
-  kDiverged = 76,     ///< loss or gradient became NaN or infinite
-  kPermission = 77,   ///< token missing or refused, or a file that may not be read
-  kConfig = 78,       ///< options that are each valid but contradict each other or the model
+  kIo = 74,          ///< disk full, read-only output, failed read or write
+  kPreempted = 75,   ///< stopped by a signal with the state saved; run the same command again
+  kDiverged = 76,    ///< loss or gradient became NaN or infinite
+  kPermission = 77,  ///< token missing or refused, or a file that may not be read
+  kConfig = 78,      ///< options that are each valid but contradict each other or the model
 };
 
 /// What went wrong, where, and what to do about it. Thrown anywhere, caught once in main, printed as one line
