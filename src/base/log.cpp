@@ -4,6 +4,8 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include "base/utf8.h"
+
 namespace fettle::log {
 namespace {
 
@@ -37,7 +39,7 @@ void set_level(Level level) {
 }
 
 void write(Level level, std::string_view line) {
-  logger().log(to_spdlog(level), line);
+  logger().log(to_spdlog(level), one_line(line));
 }
 
 }  // namespace fettle::log

@@ -14,6 +14,7 @@ enum class Level { kDebug, kInfo, kWarning, kError };
 /// Sets the least level that is printed. Accepts debug, info, warning, error (transformers' log_level names).
 void set_level(Level level);
 
+/// One line, whatever `line` holds: a file name may have a line break.
 void write(Level level, std::string_view line);
 
 template <typename... Args>

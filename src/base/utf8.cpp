@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/utf8.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -45,6 +46,27 @@ size_t find_invalid_utf8(std::string_view text) {
     position += length;
   }
   return std::string_view::npos;
+}
+
+std::string one_line(std::string_view text) {
+  std::string line;
+  while (!text.empty()) {
+    const size_t valid = std::min(find_invalid_utf8(text), text.size());
+    for (const char c : text.substr(0, valid)) {
+      const auto byte = static_cast<unsigned char>(c);
+      line += byte < 0x20 || byte == 0x7f ? ' ' : c;
+    }
+    if (valid < text.size()) line += "\uFFFD";
+    text.remove_prefix(std::min(valid + 1, text.size()));
+  }
+  return line;
+}
+
+std::string quote(std::string_view text) {
+  constexpr size_t kLongest = 120;
+  size_t end = std::min(text.size(), kLongest);
+  while (end < text.size() && end > 0 && (text[end] & 0xC0) == 0x80) --end;  // not inside a character
+  return "'" + one_line(text.substr(0, end)) + (end < text.size() ? "…'" : "'");
 }
 
 bool is_blank(std::string_view text) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <string_view>
 
 namespace fettle {
@@ -12,5 +13,11 @@ size_t find_invalid_utf8(std::string_view text);
 
 /// True if `text` is empty or only ASCII white space.
 bool is_blank(std::string_view text);
+
+/// `text` fit for one line of a log or message: control characters become spaces, bytes that are not UTF-8 U+FFFD.
+std::string one_line(std::string_view text);
+
+/// Foreign text in a message: one_line of its first 120 bytes (whole characters), in single quotes.
+std::string quote(std::string_view text);
 
 }  // namespace fettle

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "cli/commands.h"
 #include "config/describe.h"
 #include "config/value.h"
@@ -62,9 +63,9 @@ int dispatch(const Arguments& arguments) {
   fail_unknown(name);
 }
 
-/// Prints the one line of an error.
+/// Prints the one line of an error, whatever names are in it.
 int report(ExitCode code, std::string_view what, std::string_view hint) {
-  fmt::print(stderr, "error: {}{}{}\n", what, hint.empty() ? "" : "; ", hint);
+  fmt::print(stderr, "error: {}{}{}\n", one_line(what), hint.empty() ? "" : "; ", one_line(hint));
   return static_cast<int>(code);
 }
 

@@ -87,7 +87,10 @@ Json value_schema(const Option& option) {
   } else {
     property["type"] = {type, "null"};
     if (option.choices_or_file && !option.value_aliases.empty()) property["type"] = {type, "boolean", "null"};
-    if (option.text_format == TextFormat::kBytes) property["pattern"] = "^[0-9.]+([eE][0-9]+)?(B|KB|MB|GB|TB)$";
+    if (option.text_format == TextFormat::kBytes) {
+      property["type"] = {type, "integer", "null"};
+      property["pattern"] = "^[0-9.]+([eE][0-9]+)? *(([KMGTkmgt][Ii]?)?[Bb])?$";
+    }
   }
   add_range(option.range, property);
   return property;

@@ -15,20 +15,12 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/utf8.h"
 
 namespace fettle::config {
 namespace {
 
-/// `text` for one line of a message: control characters replaced, long text shortened.
-std::string printable(std::string_view text) {
-  constexpr size_t kLongest = 160;
-  size_t end = std::min(text.size(), kLongest);
-  while (end < text.size() && end > 0 && (text[end] & 0xC0) == 0x80) --end;  // not inside a UTF-8 character
-  std::string shown(text.substr(0, end));
-  std::ranges::replace_if(
-      shown, [](unsigned char c) { return c < 0x20 || c == 0x7f; }, ' ');
-  return end < text.size() ? shown + "…" : shown;
-}
+constexpr size_t kLongestReason = 160;  ///< of a parser, which may repeat what it has read
 
 /// Receives either parser's events and stops at the first one that a flat map cannot have, so that neither a deeply
 /// nested nor a self-referring document is ever built in memory.
@@ -184,7 +176,7 @@ void read_yaml(std::string_view text, EntryBuilder& builder) {
     while (parser.HandleNextDocument(events)) {
     }
   } catch (const YAML::Exception& error) {
-    builder.fail(error.mark.line + 1, "is not valid YAML: " + printable(error.msg),
+    builder.fail(error.mark.line + 1, "is not valid YAML: " + one_line(error.msg.substr(0, kLongestReason)),
                  "check indentation, quotes and colons there");
   }
 }
@@ -254,7 +246,7 @@ class JsonEvents final : public nlohmann::json_sax<nlohmann::json> {
     if (const size_t start = reason.find(": "); start != std::string::npos) reason.erase(0, start + 2);
     const auto end = static_cast<std::ptrdiff_t>(position > 0 ? position - 1 : 0);
     const auto lines = 1 + std::count(begin_, std::min(begin_ + end, *furthest_), '\n');
-    builder_.fail(static_cast<int>(lines), "is not valid JSON: " + printable(reason),
+    builder_.fail(static_cast<int>(lines), "is not valid JSON: " + one_line(reason.substr(0, kLongestReason)),
                   "check quotes, commas and braces there");
   }
 
@@ -346,10 +338,6 @@ Arguments read_arguments(const std::vector<std::string>& arguments) {
     }
   }
   return result;
-}
-
-std::string quote(std::string_view text) {
-  return "'" + printable(text) + "'";
 }
 
 }  // namespace fettle::config

@@ -59,7 +59,4 @@ struct Arguments {
 /// Throws Error{kUsage} for anything else.
 Arguments read_arguments(const std::vector<std::string>& arguments);
 
-/// `text` in single quotes for a message: control characters replaced, long text shortened.
-std::string quote(std::string_view text);
-
 }  // namespace fettle::config

@@ -304,15 +304,26 @@ std::optional<bool> parse_bool(std::string_view text) {
 }
 
 std::optional<int64_t> parse_bytes(std::string_view text) {
-  static constexpr std::array<std::pair<std::string_view, double>, 5> kUnits = {
-      {{"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}}};
-  for (const auto& [suffix, unit] : kUnits) {
-    if (!text.ends_with(suffix)) continue;
-    const std::optional<double> number = parse_number(text.substr(0, text.size() - suffix.size()));
-    if (!number || *number <= 0 || *number * unit < 1 || *number * unit > 9e18) return std::nullopt;
-    return static_cast<int64_t>(*number * unit);
+  static constexpr std::array<std::pair<std::string_view, double>, 10> kUnits = {{{"", 1},
+                                                                                  {"B", 1},
+                                                                                  {"KB", 1e3},
+                                                                                  {"MB", 1e6},
+                                                                                  {"GB", 1e9},
+                                                                                  {"TB", 1e12},
+                                                                                  {"KIB", 0x1p10},
+                                                                                  {"MIB", 0x1p20},
+                                                                                  {"GIB", 0x1p30},
+                                                                                  {"TIB", 0x1p40}}};
+  double value = 0;
+  const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), value);
+  std::string unit;
+  for (const char c : text.substr(static_cast<size_t>(end - text.data()))) {
+    if (c != ' ') unit += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   }
-  return std::nullopt;
+  const auto* found = std::ranges::find_if(kUnits, [&](const auto& known) { return known.first == unit; });
+  if (failure != std::errc() || found == kUnits.end()) return std::nullopt;
+  const double bytes = value * found->second;
+  return bytes >= 1 && bytes < 0x1p63 ? std::optional(static_cast<int64_t>(bytes)) : std::nullopt;
 }
 
 std::string_view nearest(std::string_view text, const std::vector<std::string_view>& candidates) {

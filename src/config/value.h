@@ -25,7 +25,8 @@ std::string allowed(const Option& option);
 /// true, yes, on, 1 and false, no, off, 0 in any case.
 std::optional<bool> parse_bool(std::string_view text);
 
-/// "5GB" → 5'000'000'000. A number with one of B, KB, MB, GB, TB (powers of 1000, as the hub's tools read them).
+/// "5GB" → 5'000'000'000, as the hub's tools read sizes: a number, then nothing, B, KB … TB (powers of 1000) or
+/// KiB … TiB (powers of 1024) in any case, perhaps after a space. Nothing for less than a byte.
 std::optional<int64_t> parse_bytes(std::string_view text);
 
 /// The candidate that differs least from `text` by typing mistakes; empty if all are far off.

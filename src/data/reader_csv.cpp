@@ -7,6 +7,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "data/reader.h"
 #include "hub/json.h"
 
@@ -94,7 +95,7 @@ class CsvReader final : public RecordReader {
     for (size_t i = 0; i < columns_.size(); ++i) {
       if (columns_[i].empty()) columns_[i] = fmt::format("Unnamed: {}", i);
       if (!seen.insert(columns_[i]).second) {
-        throw Error(ExitCode::kData, fmt::format("{}: column {} comes twice", header, hub::printable(columns_[i])),
+        throw Error(ExitCode::kData, fmt::format("{}: column {} comes twice", header, quote(columns_[i])),
                     "rename one of them in the header row");
       }
     }

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/utf8.h"
 #include "hub/json.h"
 #include "hub/path.h"
 
@@ -66,7 +67,7 @@ class Reader {
 
   [[noreturn]] void refuse(const std::string& key) const {
     throw Error(ExitCode::kConfig,
-                fmt::format("{}: {} = {} is not supported", name_, printable(key), printable(values_[key].dump())),
+                fmt::format("{}: {} = {} is not supported", name_, quote(key), quote(values_[key].dump())),
                 "only plain LoRA and rsLoRA adapters of linear layers are");
   }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "hub/json.h"
 #include "hub/tensor.h"
 
@@ -115,7 +116,7 @@ void read_stored(const TensorView& view, std::span<float> out, int64_t first) {
       return convert_blocks(view, out, first, decode_q4_1);
     default:
       throw Error(ExitCode::kData,
-                  fmt::format("tensor {}: {} where floating-point weights are expected", printable(view.name),
+                  fmt::format("tensor {}: {} where floating-point weights are expected", quote(view.name),
                               dtype_name(view.dtype)),
                   "quantised checkpoints in integer tensors are not supported; use the model in bf16, f16 or f32");
   }
@@ -135,8 +136,8 @@ void read_floats(const TensorView& view, std::span<float> out, int64_t first) {
   const int64_t total = element_count(view);
   const auto count = static_cast<int64_t>(out.size());
   if (first < 0 || first > total || count > total - first) {
-    throw Error(ExitCode::kInternal, fmt::format("tensor {}: elements {}..{} of {} asked for", printable(view.name),
-                                                 first, first + count, total));
+    throw Error(ExitCode::kInternal, fmt::format("tensor {}: elements {}..{} of {} asked for", quote(view.name), first,
+                                                 first + count, total));
   }
   if (view.interleaved_heads == 0 || count == 0) return read_stored(view, out, first);
 

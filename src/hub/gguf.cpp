@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "hub/json.h"
 
 namespace fettle::hub {
@@ -246,7 +247,7 @@ struct Placed {
 
 Placed read_tensor_info(Cursor& cursor) {
   const std::string name(cursor.read_string(kMaximumTensorName, "a tensor's name"));
-  const std::string what = fmt::format("tensor {}", printable(name));
+  const std::string what = fmt::format("tensor {}", quote(name));
   const auto dimensions = cursor.read<uint32_t>(what);
   if (dimensions > kMaximumDimensions) {
     cursor.fail(fmt::format("{}: {} dimensions, at most {} are allowed", what, dimensions, kMaximumDimensions));
@@ -279,7 +280,7 @@ Placed read_tensor_info(Cursor& cursor) {
 void place(std::vector<Placed>& tensors, std::span<const std::byte> data, uint64_t alignment, const Cursor& cursor) {
   std::vector<const Placed*> ordered;
   for (Placed& tensor : tensors) {
-    const std::string what = fmt::format("tensor {}", printable(tensor.view.name));
+    const std::string what = fmt::format("tensor {}", quote(tensor.view.name));
     if (tensor.offset % alignment != 0) {
       cursor.fail(fmt::format("{}: offset {} is not a multiple of {}", what, tensor.offset, alignment));
     }
@@ -294,8 +295,8 @@ void place(std::vector<Placed>& tensors, std::span<const std::byte> data, uint64
   std::sort(ordered.begin(), ordered.end(), [](const Placed* a, const Placed* b) { return a->offset < b->offset; });
   for (size_t i = 1; i < ordered.size(); ++i) {
     if (ordered[i]->offset < ordered[i - 1]->offset + ordered[i - 1]->size) {
-      cursor.fail(fmt::format("tensor {}: overlaps tensor {}", printable(ordered[i]->view.name),
-                              printable(ordered[i - 1]->view.name)));
+      cursor.fail(
+          fmt::format("tensor {}: overlaps tensor {}", quote(ordered[i]->view.name), quote(ordered[i - 1]->view.name)));
     }
   }
 }
@@ -316,9 +317,9 @@ GgufFile GgufFile::parse(std::span<const std::byte> bytes, std::string_view name
   const Counts counts = read_preamble(cursor);
   for (uint64_t i = 0; i < counts.values; ++i) {
     std::string key(cursor.read_string(kMaximumKey, "a metadata key"));
-    GgufValue value = read_value(cursor, fmt::format("metadata {}", printable(key)));
+    GgufValue value = read_value(cursor, fmt::format("metadata {}", quote(key)));
     if (!file.metadata_.emplace(key, std::move(value)).second) {
-      cursor.fail(fmt::format("metadata {} occurs twice", printable(key)));
+      cursor.fail(fmt::format("metadata {} occurs twice", quote(key)));
     }
   }
   std::vector<Placed> tensors;
@@ -326,7 +327,7 @@ GgufFile GgufFile::parse(std::span<const std::byte> bytes, std::string_view name
   for (uint64_t i = 0; i < counts.tensors; ++i) {
     tensors.push_back(read_tensor_info(cursor));
     if (!names.insert(tensors.back().view.name).second) {
-      cursor.fail(fmt::format("tensor {} occurs twice", printable(tensors.back().view.name)));
+      cursor.fail(fmt::format("tensor {} occurs twice", quote(tensors.back().view.name)));
     }
   }
   uint64_t alignment = kDefaultAlignment;

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "hub/gguf.h"
 #include "hub/json.h"
 
@@ -92,7 +93,7 @@ class Metadata {
     const auto* known = std::find_if(kArchitectures.begin(), kArchitectures.end(),
                                      [text](const Architecture& architecture) { return architecture.name == *text; });
     if (known == kArchitectures.end()) {
-      fail(ExitCode::kConfig, fmt::format("architecture {} is not supported from GGUF", printable(*text)),
+      fail(ExitCode::kConfig, fmt::format("architecture {} is not supported from GGUF", quote(*text)),
            "llama (with mistral), qwen2 and qwen3 are; use the model's safetensors folder for others");
     }
     architecture_ = *known;
@@ -167,7 +168,7 @@ class Metadata {
       if (!name.starts_with(prefix)) continue;
       const std::string_view suffix = std::string_view(name).substr(prefix.size());
       if (std::find(kKnownKeys.begin(), kKnownKeys.end(), suffix) == kKnownKeys.end()) {
-        fail(ExitCode::kConfig, fmt::format("metadata {} is not supported", printable(name)),
+        fail(ExitCode::kConfig, fmt::format("metadata {} is not supported", quote(name)),
              "use the model's safetensors folder");
       }
     }
@@ -272,7 +273,7 @@ json read_rope_scaling(const Metadata& metadata, const json& config) {
   if (type == "linear" && factor) return {{"rope_type", "linear"}, {"factor", *factor}};
   if (type.empty() && old_factor && *old_factor != 1) return {{"rope_type", "linear"}, {"factor", *old_factor}};
   if (!type.empty() && type != "none") {
-    metadata.fail(ExitCode::kConfig, fmt::format("rope scaling {} without a factor, or unknown", printable(type)),
+    metadata.fail(ExitCode::kConfig, fmt::format("rope scaling {} without a factor, or unknown", quote(type)),
                   "use the model's safetensors folder");
   }
   return nullptr;
@@ -364,7 +365,7 @@ std::vector<TensorView> GgufFile::model_tensors() const {
     if (stored.name == kRopeFactors) continue;
     auto name = tensor_name(stored.name);
     if (!name) {
-      metadata.fail(ExitCode::kData, fmt::format("tensor {} has no counterpart in a {} model", printable(stored.name),
+      metadata.fail(ExitCode::kData, fmt::format("tensor {} has no counterpart in a {} model", quote(stored.name),
                                                  metadata.architecture().name));
     }
     TensorView& view = result.emplace_back(stored);
@@ -374,8 +375,8 @@ std::vector<TensorView> GgufFile::model_tensors() const {
     if (!interleaved || (!query && !key)) continue;
     view.interleaved_heads = settings[query ? "num_attention_heads" : "num_key_value_heads"];
     if (view.shape.empty() || view.shape[0] % (2 * view.interleaved_heads) != 0) {
-      metadata.fail(ExitCode::kData, fmt::format("tensor {}: its rows do not divide into {} heads",
-                                                 printable(stored.name), view.interleaved_heads));
+      metadata.fail(ExitCode::kData, fmt::format("tensor {}: its rows do not divide into {} heads", quote(stored.name),
+                                                 view.interleaved_heads));
     }
   }
   return result;

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/utf8.h"
 
 namespace fettle::hub {
 namespace {
@@ -38,7 +39,7 @@ class Watcher {
       case json::parse_event_t::key:
         if (!keys_.back().insert(parsed.get<std::string>()).second) {
           throw Error(ExitCode::kData,
-                      fmt::format("{}: the key {} occurs twice", name_, printable(parsed.get<std::string>())));
+                      fmt::format("{}: the key {} occurs twice", name_, quote(parsed.get<std::string>())));
         }
         break;
       case json::parse_event_t::value:
@@ -83,13 +84,6 @@ json read_json_object(const std::filesystem::path& path) {
                 fmt::format("{}: {} bytes are more than a configuration file can have", path.string(), bytes.size()));
   }
   return parse_json_object({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path.string());
-}
-
-std::string printable(std::string_view name) {
-  constexpr size_t kLongest = 120;
-  const bool cut = name.size() > kLongest;
-  std::string text = json(std::string(name.substr(0, kLongest))).dump(-1, ' ', true, json::error_handler_t::replace);
-  return cut ? text + "…" : text;
 }
 
 }  // namespace fettle::hub

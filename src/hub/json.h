@@ -16,7 +16,4 @@ nlohmann::json parse_json_object(std::string_view text, std::string_view name);
 /// Reads and parses a JSON file of at most 64 MB. Throws as MappedFile::open and parse_json_object.
 nlohmann::json read_json_object(const std::filesystem::path& path);
 
-/// A name from a foreign file for a one-line message: quoted, control characters escaped, cut after 120 bytes.
-std::string printable(std::string_view name);
-
 }  // namespace fettle::hub

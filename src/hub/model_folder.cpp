@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/utf8.h"
 #include "hub/json.h"
 #include "hub/path.h"
 
@@ -71,12 +72,12 @@ std::optional<fs::path> find_snapshot(const fs::path& repository, const std::str
 fs::path find_in_cache(const std::string& name, const config::ModelConfig& model, const std::string& option) {
   if (!is_hub_name(name)) {
     throw Error(ExitCode::kNoInput,
-                fmt::format("{}: {} is neither a folder, a .gguf file nor a hub name", option, printable(name)),
+                fmt::format("{}: {} is neither a folder, a .gguf file nor a hub name", option, quote(name)),
                 "check the path");
   }
   if (!is_plain_revision(model.model_revision)) {
     throw Error(ExitCode::kUsage,
-                fmt::format("model_revision: {} is not a branch, tag or commit", printable(model.model_revision)));
+                fmt::format("model_revision: {} is not a branch, tag or commit", quote(model.model_revision)));
   }
   std::string folder = "models--" + name;
   if (const size_t slash = folder.find('/'); slash != std::string::npos) folder.replace(slash, 1, "--");

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "hub/json.h"
 
 namespace fettle::hub {
@@ -63,7 +64,7 @@ class Reader {
   }
 
   [[noreturn]] void fail_tensor(std::string_view tensor, const std::string& what, const std::string& hint = {}) const {
-    fail(fmt::format("tensor {}: {}", printable(tensor), what), hint);
+    fail(fmt::format("tensor {}: {}", quote(tensor), what), hint);
   }
 
   json read_header() {
@@ -89,7 +90,7 @@ class Reader {
     if (!value.is_object()) fail("__metadata__ is not an object");
     std::map<std::string, std::string> metadata;
     for (const auto& [key, text] : value.items()) {
-      if (!text.is_string()) fail(fmt::format("__metadata__: the value of {} is not a string", printable(key)));
+      if (!text.is_string()) fail(fmt::format("__metadata__: the value of {} is not a string", quote(key)));
       metadata.emplace(key, text.get<std::string>());
     }
     return metadata;
@@ -104,7 +105,7 @@ class Reader {
     if (!dtype.is_string()) fail_tensor(tensor, "dtype is not a string");
     const auto known = find_dtype(dtype.get_ref<const std::string&>());
     if (!known) {
-      fail_tensor(tensor, fmt::format("dtype {} is not supported", printable(dtype.get_ref<const std::string&>())),
+      fail_tensor(tensor, fmt::format("dtype {} is not supported", quote(dtype.get_ref<const std::string&>())),
                   "use the model in bf16, f16 or f32");
     }
     Entry entry{{.name = tensor, .dtype = *known, .shape = read_shape(tensor, value["shape"]), .bytes = {}}, 0, 0};
@@ -192,12 +193,12 @@ std::map<std::string, std::string> parse_safetensors_index(std::string_view text
   std::map<std::string, std::string> shards;
   for (const auto& [tensor, shard] : found->items()) {
     if (!shard.is_string()) {
-      throw Error(ExitCode::kData, fmt::format("{}: tensor {}: its shard is not a string", name, printable(tensor)));
+      throw Error(ExitCode::kData, fmt::format("{}: tensor {}: its shard is not a string", name, quote(tensor)));
     }
     const auto& file = shard.get_ref<const std::string&>();
     if (!file.ends_with(".safetensors") || file.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos) {
       throw Error(ExitCode::kData, fmt::format("{}: tensor {}: the shard {} is not the name of a .safetensors file",
-                                               name, printable(tensor), printable(file)));
+                                               name, quote(tensor), quote(file)));
     }
     shards.emplace(tensor, file);
   }

@@ -42,8 +42,4 @@ void write_safetensors(const std::filesystem::path& path, std::span<const Tensor
 void write_model_safetensors(const std::filesystem::path& folder, std::span<const TensorView> tensors,
                              uint64_t max_shard_size);
 
-/// "5GB" → 5 000 000 000, "200MiB" → 209 715 200; also plain bytes. The units of transformers: KB MB GB TB (powers of
-/// ten), KiB MiB GiB TiB. Throws Error{kUsage} naming `option`.
-uint64_t parse_byte_size(std::string_view text, std::string_view option);
-
 }  // namespace fettle::hub

@@ -16,6 +16,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/utf8.h"
 #include "hub/json.h"
 #include "hub/path.h"
 #include "hub/safetensors.h"
@@ -30,7 +31,7 @@ void check_view(const TensorView& view) {
   const auto expected = static_cast<size_t>(element_count(view) * block_layout(view.dtype).bytes);
   if (view.bytes.size() != expected || block_layout(view.dtype).elements != 1 || view.interleaved_heads != 0 ||
       view.name == "__metadata__") {
-    throw Error(ExitCode::kInternal, fmt::format("tensor {} cannot be written as it is", printable(view.name)));
+    throw Error(ExitCode::kInternal, fmt::format("tensor {} cannot be written as it is", quote(view.name)));
   }
 }
 
@@ -62,7 +63,7 @@ std::string make_header(const std::vector<const TensorView*>& ordered,
   std::set<std::string_view> seen;
   for (const TensorView* view : ordered) {
     if (!seen.insert(view->name).second) {
-      throw Error(ExitCode::kInternal, fmt::format("two tensors are named {}", printable(view->name)));
+      throw Error(ExitCode::kInternal, fmt::format("two tensors are named {}", quote(view->name)));
     }
     // Not header[name]: ordered_json looks a key up by walking all of them.
     header.get_ref<ordered_json::object_t&>().emplace_back(
@@ -152,32 +153,6 @@ void write_model_safetensors(const fs::path& folder, std::span<const TensorView>
                                 {"weight_map", weight_map}};
   write_file(folder / kIndex, index.dump(2) + "\n");
   remove_stale(folder, kept);
-}
-
-uint64_t parse_byte_size(std::string_view text, std::string_view option) {
-  constexpr std::array<std::pair<std::string_view, double>, 9> kUnits = {{{"", 1},
-                                                                          {"KB", 1e3},
-                                                                          {"MB", 1e6},
-                                                                          {"GB", 1e9},
-                                                                          {"TB", 1e12},
-                                                                          {"KIB", 0x1p10},
-                                                                          {"MIB", 0x1p20},
-                                                                          {"GIB", 0x1p30},
-                                                                          {"TIB", 0x1p40}}};
-  double value = 0;
-  const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), value);
-  std::string unit;
-  for (const char c : text.substr(static_cast<size_t>(end - text.data()))) {
-    if (c != ' ') unit += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  }
-  const auto* found =
-      std::find_if(kUnits.begin(), kUnits.end(), [&](const auto& known) { return known.first == unit; });
-  if (failure != std::errc() || found == kUnits.end() || !(value * found->second >= 1) ||
-      value * found->second >= 0x1p63) {
-    throw Error(ExitCode::kUsage, fmt::format("{}: {} is not a size", option, printable(text)),
-                "write a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 5GB");
-  }
-  return static_cast<uint64_t>(value * found->second);
 }
 
 }  // namespace fettle::hub

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "hub/json.h"
 #include "hub/path.h"
 #include "hub/safetensors.h"
@@ -29,7 +30,7 @@ void check_against_index(const Safetensors& shard, const std::map<std::string, s
     const auto found = index.find(view.name);
     if (found == index.end() || found->second != shard_name) {
       throw Error(ExitCode::kData, fmt::format("{}: tensor {} is not listed for this shard in {}",
-                                               (folder / shard_name).string(), printable(view.name), kIndex));
+                                               (folder / shard_name).string(), quote(view.name), kIndex));
     }
   }
   if (shard.tensors.size() == listed) return;
@@ -39,7 +40,7 @@ void check_against_index(const Safetensors& shard, const std::map<std::string, s
     if (file == shard_name && !present.contains(tensor)) {
       throw Error(ExitCode::kData,
                   fmt::format("{}: tensor {} is missing, although {} lists it", (folder / shard_name).string(),
-                              printable(tensor), kIndex),
+                              quote(tensor), kIndex),
                   "index and shards are of different saves; download or save the model again");
     }
   }

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "config/describe.h"
+#include "config/value.h"
 #include "device/device.h"
 #include "hub/safetensors.h"
 #include "train/checkpoint.h"
@@ -163,7 +164,7 @@ void FineTuning::save_result(const model::Decoder& model) const {
     save_adapter(output_dir_, model, config_.model, inputs_.tokenizer);
   } else {
     save_full_model(output_dir_, model, inputs_.base, inputs_.tokenizer,
-                    hub::parse_byte_size(config_.output.max_shard_size, "max_shard_size"));
+                    static_cast<uint64_t>(config::parse_bytes(config_.output.max_shard_size).value()));
   }
 }
 

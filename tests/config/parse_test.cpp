@@ -209,11 +209,12 @@ TEST(Aliases, UnavailableOptionsAreAcceptedOnlyWhenOff) {
   }
 }
 
-TEST(Values, SizesInBytes) {
-  EXPECT_EQ(parse_bytes("5GB"), 5'000'000'000);
-  EXPECT_EQ(parse_bytes("0.5KB"), 500);
-  EXPECT_EQ(parse_bytes("12B"), 12);
-  for (const char* bad : {"", "GB", "5", "5gb", "-1GB", "0GB", "1e30TB", "5 GiB"}) {
+TEST(Values, SizesInTheUnitsOfTransformers) {
+  const std::vector<std::pair<const char*, int64_t>> sizes = {
+      {"5GB", 5'000'000'000}, {"5 GB", 5'000'000'000}, {"1.5mb", 1'500'000}, {"0.5KB", 500}, {"2TB", 2'000'000'000'000},
+      {"1GiB", 1 << 30},      {"200MiB", 209'715'200}, {"4kib", 4096},       {"12B", 12},    {"123", 123}};
+  for (const auto& [text, bytes] : sizes) EXPECT_EQ(parse_bytes(text), bytes) << text;
+  for (const char* bad : {"", "GB", "5 gallons", "-1GB", "0", "0GB", "nan", "inf", "1e30TB", "5GB5", "5K"}) {
     EXPECT_FALSE(parse_bytes(bad).has_value()) << bad;
   }
 }

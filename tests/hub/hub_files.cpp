@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Reads files with the hub room and writes what it read, for comparison with the reference libraries:
 ///   copy IN.safetensors OUT.safetensors        every tensor, and metadata {"format": "pt"}
-///   split IN.safetensors FOLDER MAX_SHARD_SIZE a model's shards and index
+///   split IN.safetensors FOLDER BYTES          a model's shards and index
 ///   join FOLDER OUT.safetensors                a model folder, sharded or not, as one file
 ///   floats IN OUT.safetensors                  a GGUF or safetensors file, every tensor as float32
 ///   adapter FOLDER FOLDER                      adapter_config.json
@@ -32,7 +32,7 @@ void copy(const Arguments& arguments) {
 void split(const Arguments& arguments) {
   // The reference splits in the order of the model's tensors; a file of its own is sorted by name within a type.
   const TensorSource source = TensorSource::open_safetensors(arguments.at(0));
-  write_model_safetensors(arguments.at(1), source.tensors(), parse_byte_size(arguments.at(2), "max_shard_size"));
+  write_model_safetensors(arguments.at(1), source.tensors(), std::stoull(arguments.at(2)));
 }
 
 void write_floats(const Arguments& arguments) {

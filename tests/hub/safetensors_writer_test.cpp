@@ -192,21 +192,5 @@ TEST(WriteModel, RemovesTheFilesOfAnEarlierSave) {
   EXPECT_FALSE(fs::exists(folder / "model.safetensors"));
 }
 
-TEST(ParseByteSize, KnowsTheUnitsOfTransformers) {
-  const std::vector<std::pair<const char*, uint64_t>> sizes = {{"5GB", 5'000'000'000},
-                                                               {"5 GB", 5'000'000'000},
-                                                               {"1.5mb", 1'500'000},
-                                                               {"10KB", 10'000},
-                                                               {"2TB", 2'000'000'000'000},
-                                                               {"1GiB", 1U << 30},
-                                                               {"200MiB", 209'715'200},
-                                                               {"4KiB", 4096},
-                                                               {"123", 123}};
-  for (const auto& [text, bytes] : sizes) EXPECT_EQ(parse_byte_size(text, "max_shard_size"), bytes) << text;
-  for (const char* text : {"", "GB", "5 gallons", "-1GB", "0", "nan", "1e30GB", "5GB5"}) {
-    expect_error([&] { parse_byte_size(text, "max_shard_size"); }, ExitCode::kUsage, "max_shard_size");
-  }
-}
-
 }  // namespace
 }  // namespace fettle::hub
