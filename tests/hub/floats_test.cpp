@@ -121,7 +121,7 @@ TEST(ReadFloats, RefusesIntegersByName) {
   for (const DType dtype : {DType::kI64, DType::kU8, DType::kBool}) {
     const TensorView view = {
         .name = "qweight", .dtype = dtype, .shape = {8 / block_layout(dtype).bytes}, .bytes = as_bytes(bytes)};
-    expect_error([&] { floats_of(view); }, ExitCode::kData, "tensor \"qweight\": " + std::string(dtype_name(dtype)));
+    expect_error([&] { floats_of(view); }, ExitCode::kData, "tensor 'qweight': " + std::string(dtype_name(dtype)));
   }
 }
 

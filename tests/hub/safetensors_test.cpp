@@ -222,19 +222,19 @@ TEST_F(ShardedModel, NamesATruncatedShard) {
   write_index(R"({"a":"model-00001-of-00001.safetensors"})");
   folder_.write("model-00001-of-00001.safetensors",
                 make_file(R"({"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}})", 5));
-  expect_refused(ExitCode::kData, "model-00001-of-00001.safetensors: tensor \"a\": bytes 0..9 lie outside the file");
+  expect_refused(ExitCode::kData, "model-00001-of-00001.safetensors: tensor 'a': bytes 0..9 lie outside the file");
 }
 
 TEST_F(ShardedModel, NamesATensorThatTheShardLacks) {
   write_index(R"({"a":"x.safetensors","b":"x.safetensors"})");
   write_shard("x.safetensors", "a");
-  expect_refused(ExitCode::kData, "tensor \"b\" is missing, although model.safetensors.index.json lists it");
+  expect_refused(ExitCode::kData, "tensor 'b' is missing, although model.safetensors.index.json lists it");
 }
 
 TEST_F(ShardedModel, NamesATensorThatTheIndexLacks) {
   write_index(R"({"a":"x.safetensors"})");
   write_shard("x.safetensors", "stowaway");
-  expect_refused(ExitCode::kData, "tensor \"stowaway\" is not listed");
+  expect_refused(ExitCode::kData, "tensor 'stowaway' is not listed");
 }
 
 TEST_F(ShardedModel, SaysWhatIsMissingFromAFolderWithoutWeights) {
