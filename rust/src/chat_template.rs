@@ -14,6 +14,10 @@ const MARKS: &str = "generation marks";
 /// Marks an error as the template's own, raised on purpose.
 const RAISED: &str = "raise_exception: ";
 
+/// Instructions, and 64 bytes each of data made, that one rendering may take: about a second and a gigabyte. The longest
+/// chats take a hundredth; a template that never ends or grows without bound stops here.
+const FUEL: u64 = 20_000_000;
+
 pub struct ChatTemplate {
     environment: Environment<'static>,
     marks_generation: bool,
@@ -43,6 +47,7 @@ fn is_sequence(value: &Value) -> bool {
 fn build(source: &str) -> Result<ChatTemplate, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(python::method);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |format: &str| python::strftime_now(format));
@@ -58,6 +63,9 @@ fn build(source: &str) -> Result<ChatTemplate, Error> {
 
 /// What went wrong in words, with the line; the causes of an error in order.
 fn describe(error: &Error) -> String {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return "it does not come to an end, or its text grows without bound".into();
+    }
     let mut message = match error.detail() {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),

@@ -188,6 +188,22 @@ TEST(ChatTemplate, ErrorsSayWhere) {
   expect_error("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", ExitCode::kData, "fails on these messages");
 }
 
+TEST(ChatTemplate, StopsATemplateWithoutEnd) {
+  const char* loops =
+      "{% macro f(n) %}{% for i in range(99999) %}{{ f(n) if n < 9 else i }}{% endfor %}{% endmacro %}{{ f(8) }}";
+  const char* grows =
+      "{% set t = namespace(s='x' * 1000) %}{% for i in range(64) %}{% set t.s = t.s ~ t.s %}{% endfor %}";
+  for (const char* source : {loops, grows}) {
+    try {
+      (void)ChatTemplate(source, {}).render({{{"role", "user"}, {"content", "x"}}}, true);
+      ADD_FAILURE() << source;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kData);
+      EXPECT_THAT(error.what(), testing::HasSubstr("does not come to an end"));
+    }
+  }
+}
+
 TEST(ChatTemplate, RefusesWhatIsNoChat) {
   const ChatTemplate plain("x", {});
   EXPECT_THROW((void)plain.render(OrderedJson::array(), false), Error);
