@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "ops/cpu/kernels.h"
@@ -22,6 +23,9 @@
 // tenth of the speed of oneDNN's, measured on Zen 5). Here a document is cut into blocks of queries, and each block's
 // scores with all keys it sees are three batched products by oneDNN and one pass of our own over scores that stay in
 // the cache. As there, the scores are computed again in the backward.
+//
+// oneDNN compiles a kernel for every shape it meets, milliseconds and up to a megabyte each, and documents have every
+// length: so their ends are padded to rounded lengths (zeros, which causality hides from every real query).
 
 namespace fettle::ops {
 namespace {
@@ -37,42 +41,59 @@ struct Heads {
   [[nodiscard]] int64_t group() const { return query / key; }
 };
 
-// Consecutive queries of one document, and the keys that any of them sees.
+// Consecutive queries of one document, and the keys that any of them sees; the last block reaches into the padding.
 struct Block {
-  int64_t query;
+  int64_t query;  // from the document's begin, as is `key`
   int64_t queries;
-  int64_t key;  // from the document's begin
+  int64_t real_queries;
+  int64_t key;
   int64_t keys;
 };
 
 constexpr int64_t kMostQueries = 128;        // more would compute more scores that the causal mask then drops
 constexpr int64_t kLeastQueries = 16;        // fewer would starve the products
 constexpr int64_t kBlockElements = 1 << 21;  // scores of a block: 4 MB of bfloat16
+constexpr int64_t kLengthStep = 64;
+
+// The next of a few lengths: multiples of 64, from 1,024 on eight an octave.
+int64_t rounded(int64_t length) {
+  const auto octave = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(length)));
+  const int64_t step = std::max(kLengthStep, octave / 8);
+  return (length + step - 1) / step * step;
+}
 
 std::vector<Block> blocks_of(int64_t length, int64_t heads, int64_t window) {
-  const int64_t seen = window > 0 ? std::min(length, window + kMostQueries) : length;
-  const int64_t most = std::clamp(kBlockElements / std::max<int64_t>(1, heads * seen), kLeastQueries, kMostQueries);
+  const int64_t padded = rounded(length);
+  const int64_t seen = window > 0 ? std::min(padded, window + kMostQueries) : padded;
+  const auto fitting =
+      static_cast<uint64_t>(std::max<int64_t>(1, kBlockElements / (heads * std::max<int64_t>(1, seen))));
+  const int64_t most = std::clamp(static_cast<int64_t>(std::bit_floor(fitting)), kLeastQueries, kMostQueries);
   std::vector<Block> blocks;
   for (int64_t query = 0; query < length; query += most) {
-    const int64_t queries = std::min(most, length - query);
+    const int64_t queries = std::min(most, padded - query);
     const int64_t key = window > 0 ? std::max<int64_t>(0, query - window + 1) : 0;
-    blocks.push_back({query, queries, key, query + queries - key});
+    const int64_t keys = std::min(rounded(query + queries - key), padded - key);
+    blocks.push_back({query, queries, std::min(queries, length - query), key, keys});
   }
   return blocks;
 }
 
-// [L, H, D] → [K, L, G, D] as a view; writing to it writes to the stream.
+// [L, H, D] → [K, G, L, D] as a view; writing to it writes to the stream.
 at::Tensor by_key_head(const at::Tensor& stream, int64_t begin, int64_t count, const Heads& heads) {
   return stream.narrow(0, begin, count)
       .view({count, heads.key, stream.size(1) / heads.key, heads.size})
       .permute({1, 2, 0, 3});
 }
-// A copy of it for the products: [K, G·L, D].
-at::Tensor gather(const at::Tensor& stream, int64_t begin, int64_t count, const Heads& heads) {
-  return by_key_head(stream, begin, count, heads).reshape({heads.key, -1, heads.size}).contiguous();
+// A copy of it for the products, with zeros behind the real rows: [K, G·L, D].
+at::Tensor gather(const at::Tensor& stream, int64_t begin, const Block& block, const Heads& heads) {
+  at::Tensor rows = at::empty({heads.key, stream.size(1) / heads.key, block.queries, heads.size}, stream.options());
+  rows.narrow(2, 0, block.real_queries).copy_(by_key_head(stream, begin, block.real_queries, heads));
+  rows.narrow(2, block.real_queries, block.queries - block.real_queries).zero_();
+  return rows.view({heads.key, -1, heads.size});
 }
-void scatter(const at::Tensor& rows, const at::Tensor& stream, int64_t begin, int64_t count, const Heads& heads) {
-  by_key_head(stream, begin, count, heads).copy_(rows.view({heads.key, -1, count, heads.size}));
+void scatter(const at::Tensor& rows, const at::Tensor& stream, int64_t begin, const Block& block, const Heads& heads) {
+  by_key_head(stream, begin, block.real_queries, heads)
+      .copy_(rows.view({heads.key, -1, block.queries, heads.size}).narrow(2, 0, block.real_queries));
 }
 
 // Runs a kernel over all rows of scores [K, G·B, S]: run(scores' element type, first row, sizes).
@@ -89,9 +110,10 @@ void over_rows(const at::Tensor& scores, const Block& block, const AttentionSpec
   });
 }
 
-// One document: its first token, and its keys and values as [K, L, D].
+// One document: its first token, where its log-sums begin, and its keys and values as [K, padded L, D].
 struct Document {
   int64_t begin;
+  int64_t padded_begin;
   at::Tensor keys;
   at::Tensor values;
 };
@@ -100,7 +122,8 @@ at::Tensor scores_of(const at::Tensor& queries, const at::Tensor& keys, const Bl
   return at::bmm(queries, keys.narrow(1, block.key, block.keys).transpose(1, 2));  // [K, G·B, S]
 }
 
-// What the forward writes: the output [T, H, D], and the log-sums of every softmax, block after block, each [K, G, B].
+// What the forward writes: the output [T, H, D], and the log-sums of every softmax, block after block, each [K, G, B],
+// padding included.
 struct Results {
   at::Tensor output;
   at::Tensor log_sums;
@@ -110,20 +133,12 @@ void attend(const at::Tensor& query, const Document& document, const Block& bloc
             Results& results) {
   const Heads heads{query.size(1), document.keys.size(0), query.size(2)};
   const int64_t begin = document.begin + block.query;
-  float* log_sums = results.log_sums.mutable_data_ptr<float>() + begin * heads.query;
-  const at::Tensor scores = scores_of(gather(query, begin, block.queries, heads), document.keys, block);
+  float* log_sums = results.log_sums.mutable_data_ptr<float>() + (document.padded_begin + block.query) * heads.query;
+  const at::Tensor scores = scores_of(gather(query, begin, block, heads), document.keys, block);
   over_rows(scores, block, spec, [&](auto* rows, int64_t first, const cpu::AttentionRows& size) {
     cpu::attention_softmax(rows, log_sums + first, size);
   });
-  scatter(at::bmm(scores, document.values.narrow(1, block.key, block.keys)), results.output, begin, block.queries,
-          heads);
-}
-
-Document document_of(const at::Tensor& key, const at::Tensor& value, int64_t begin, int64_t end) {
-  const auto keys_first = [&](const at::Tensor& stream) {
-    return stream.narrow(0, begin, end - begin).permute({1, 0, 2}).contiguous();
-  };
-  return {begin, keys_first(key), keys_first(value)};
+  scatter(at::bmm(scores, document.values.narrow(1, block.key, block.keys)), results.output, begin, block, heads);
 }
 
 struct Documents {
@@ -131,19 +146,50 @@ struct Documents {
   std::vector<int64_t> boundaries;
 };
 
+// Calls visit(document, length) for each document that is not empty.
+template <typename Visit>
+void for_each_document(const std::vector<int64_t>& boundaries, const at::Tensor& key, const at::Tensor& value,
+                       const Visit& visit) {
+  int64_t padded_begin = 0;
+  for (size_t i = 0; i + 1 < boundaries.size(); ++i) {
+    const int64_t begin = boundaries[i];
+    const int64_t length = boundaries[i + 1] - begin;
+    if (length == 0) {
+      continue;
+    }
+    const int64_t padded = rounded(length);
+    const auto keys_first = [&](const at::Tensor& stream) {
+      at::Tensor copy = at::empty({stream.size(1), padded, stream.size(2)}, stream.options());
+      copy.narrow(1, 0, length).copy_(stream.narrow(0, begin, length).permute({1, 0, 2}));
+      copy.narrow(1, length, padded - length).zero_();
+      return copy;
+    };
+    visit(Document{begin, padded_begin, keys_first(key), keys_first(value)}, length);
+    padded_begin += padded;
+  }
+}
+
+int64_t padded_tokens(const std::vector<int64_t>& boundaries) {
+  int64_t tokens = 0;
+  for (size_t i = 0; i + 1 < boundaries.size(); ++i) {
+    tokens += boundaries[i] == boundaries[i + 1] ? 0 : rounded(boundaries[i + 1] - boundaries[i]);
+  }
+  return tokens;
+}
+
 class BlockedAttention : public torch::autograd::Function<BlockedAttention> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& query, const at::Tensor& key,
                             const at::Tensor& value, const Documents& documents) {
-    const auto& [spec, boundaries] = documents;
+    const AttentionSpec& spec = documents.spec;
+    const std::vector<int64_t>& boundaries = documents.boundaries;
     Results results{at::empty_like(query),
-                    at::empty({query.size(0) * query.size(1)}, query.options().dtype(at::kFloat))};
-    for (size_t i = 0; i + 1 < boundaries.size(); ++i) {
-      const Document document = document_of(key, value, boundaries[i], boundaries[i + 1]);
-      for (const Block& block : blocks_of(boundaries[i + 1] - boundaries[i], query.size(1), spec.window)) {
+                    at::empty({padded_tokens(boundaries) * query.size(1)}, query.options().dtype(at::kFloat))};
+    for_each_document(boundaries, key, value, [&](const Document& document, int64_t length) {
+      for (const Block& block : blocks_of(length, query.size(1), spec.window)) {
         attend(query, document, block, spec, results);
       }
-    }
+    });
     context->save_for_backward({query, key, value, results.output, results.log_sums});
     context->saved_data["scale"] = spec.scale;
     context->saved_data["window"] = spec.window;
@@ -164,18 +210,16 @@ class BlockedAttention : public torch::autograd::Function<BlockedAttention> {
               .d_query = at::empty_like(saved[0])};
     at::Tensor d_key = at::empty_like(saved[1]);
     at::Tensor d_value = at::empty_like(saved[2]);
-    for (size_t i = 0; i + 1 < boundaries.size(); ++i) {
-      const int64_t length = boundaries[i + 1] - boundaries[i];
-      const Document document = document_of(saved[1], saved[2], boundaries[i], boundaries[i + 1]);
+    for_each_document(boundaries, saved[1], saved[2], [&](const Document& document, int64_t length) {
       // Blocks share keys, so theirs add up: in float32, whatever the type.
       const at::Tensor dk = at::zeros(document.keys.sizes(), document.keys.options().dtype(at::kFloat));
       const at::Tensor dv = at::zeros_like(dk);
       for (const Block& block : blocks_of(length, pass.heads.query, spec.window)) {
         backward_block(pass, document, block, dk.narrow(1, block.key, block.keys), dv.narrow(1, block.key, block.keys));
       }
-      d_key.narrow(0, document.begin, length).copy_(dk.permute({1, 0, 2}));
-      d_value.narrow(0, document.begin, length).copy_(dv.permute({1, 0, 2}));
-    }
+      d_key.narrow(0, document.begin, length).copy_(dk.narrow(1, 0, length).permute({1, 0, 2}));
+      d_value.narrow(0, document.begin, length).copy_(dv.narrow(1, 0, length).permute({1, 0, 2}));
+    });
     return {pass.d_query, d_key, d_value, at::Tensor()};
   }
 
@@ -193,8 +237,9 @@ class BlockedAttention : public torch::autograd::Function<BlockedAttention> {
   static void backward_block(const Pass& pass, const Document& document, const Block& block, const at::Tensor& dk,
                              const at::Tensor& dv) {
     const int64_t begin = document.begin + block.query;
-    const auto rows_of = [&](const at::Tensor& stream) { return gather(stream, begin, block.queries, pass.heads); };
-    const float* log_sums = pass.log_sums.const_data_ptr<float>() + begin * pass.heads.query;
+    const auto rows_of = [&](const at::Tensor& stream) { return gather(stream, begin, block, pass.heads); };
+    const float* log_sums =
+        pass.log_sums.const_data_ptr<float>() + (document.padded_begin + block.query) * pass.heads.query;
     const at::Tensor queries = rows_of(pass.query);
     const at::Tensor d_output = rows_of(pass.d_output);
     const at::Tensor offsets = dots(d_output, rows_of(pass.output));
@@ -210,8 +255,7 @@ class BlockedAttention : public torch::autograd::Function<BlockedAttention> {
                                      offsets.const_data_ptr<float>() + first, size);
     });
     dk.add_(at::bmm(d_scores.transpose(1, 2), queries));
-    scatter(at::bmm(d_scores, document.keys.narrow(1, block.key, block.keys)), pass.d_query, begin, block.queries,
-            pass.heads);
+    scatter(at::bmm(d_scores, document.keys.narrow(1, block.key, block.keys)), pass.d_query, begin, block, pass.heads);
   }
 
   static at::Tensor dots(const at::Tensor& a, const at::Tensor& b) {
@@ -262,11 +306,19 @@ at::Tensor attention_with_past(const at::Tensor& query, const at::Tensor& key, c
                                const AttentionSpec& spec) {
   check(query, key, value);
   TORCH_CHECK(0 < query.size(0) && query.size(0) <= key.size(0), "attention: more queries than keys");
+  if (query.size(0) > kMostQueries) {  // a long prompt: the scores of all its queries at once would be T²
+    const int64_t half = query.size(0) / 2;
+    const int64_t seen = key.size(0) - query.size(0) + half;
+    return at::cat(
+        {attention_with_past(query.narrow(0, 0, half), key.narrow(0, 0, seen), value.narrow(0, 0, seen), spec),
+         attention_with_past(query.narrow(0, half, query.size(0) - half), key, value, spec)});
+  }
   const int64_t first = spec.window == 0 ? 0 : std::max<int64_t>(0, key.size(0) - query.size(0) - spec.window + 1);
   const int64_t keys = key.size(0) - first;
   const Heads heads{query.size(1), key.size(1), query.size(2)};
   const auto by_head = [&](const at::Tensor& stream) { return stream.narrow(0, first, keys).transpose(0, 1); };
-  const at::Tensor scores = at::bmm(gather(query, 0, query.size(0), heads), by_head(key).transpose(1, 2))
+  const Block all{.query = 0, .queries = query.size(0), .real_queries = query.size(0), .key = 0, .keys = keys};
+  const at::Tensor scores = at::bmm(gather(query, 0, all, heads), by_head(key).transpose(1, 2))
                                 .to(at::kFloat)
                                 .view({heads.key, heads.group(), query.size(0), keys})
                                 .mul_(spec.scale);
@@ -274,7 +326,7 @@ at::Tensor attention_with_past(const at::Tensor& query, const at::Tensor& key, c
                       -std::numeric_limits<double>::infinity());
   const at::Tensor weights = scores.softmax(-1).to(query.scalar_type()).view({heads.key, -1, keys});
   at::Tensor output = at::empty_like(query);
-  scatter(at::bmm(weights, by_head(value)), output, 0, query.size(0), heads);
+  scatter(at::bmm(weights, by_head(value)), output, 0, all, heads);
   return output;
 }
 

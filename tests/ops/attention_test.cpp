@@ -28,6 +28,8 @@ TEST(Attention, MatchesTwinForwardAndBackward) {
       {2, 1, 2, {0, 9}},               // sees itself and one before
       {2, 2, 300, {0, 700, 950}},      // several segments in a document
       {2, 1, 100, {0, 600}},           // window below the least block
+      {2, 1, 0, {0, 64, 129, 257}},    // as long as the padded lengths, and one more
+      {1, 1, 130, {0, 1200}},          // padded in steps of 128, with a window
   };
   for (const Case& c : cases) {
     SCOPED_TRACE("heads " + std::to_string(c.heads) + "/" + std::to_string(c.key_heads) + " window " +
@@ -57,13 +59,13 @@ TEST(Attention, DocumentsDoNotSeeEachOther) {
 TEST(AttentionWithPast, EqualsTheLastRowsOfTheWhole) {
   for (const int64_t window : {0, 6}) {
     const AttentionSpec spec{.scale = 0.25, .window = window};
-    const at::Tensor q = random({20, 4, 16}).to(at::kFloat);
-    const at::Tensor k = random({20, 2, 16}).to(at::kFloat);
-    const at::Tensor v = random({20, 2, 16}).to(at::kFloat);
-    const at::Tensor whole = composite::attention(q, k, v, spec, {0, 20});
-    for (const int64_t last : {1, 3, 20}) {
-      testing::expect_close(attention_with_past(q.narrow(0, 20 - last, last), k, v, spec),
-                            whole.narrow(0, 20 - last, last), testing::tolerance(at::kFloat), std::to_string(last));
+    const at::Tensor q = random({700, 4, 16}).to(at::kFloat);
+    const at::Tensor k = random({700, 2, 16}).to(at::kFloat);
+    const at::Tensor v = random({700, 2, 16}).to(at::kFloat);
+    const at::Tensor whole = composite::attention(q, k, v, spec, {0, 700});
+    for (const int64_t last : {1, 3, 301, 700}) {  // the longer ones in parts
+      testing::expect_close(attention_with_past(q.narrow(0, 700 - last, last), k, v, spec),
+                            whole.narrow(0, 700 - last, last), testing::tolerance(at::kFloat), std::to_string(last));
     }
   }
 }
