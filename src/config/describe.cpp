@@ -231,9 +231,11 @@ std::string markdown() {
       "`fettle <command> [config.yaml|config.json] --option=value …`: a file of flat `option: value` lines, then "
       "options\n"
       "on the command line, which win. `null` means the default. A list may also be one string with spaces or commas\n"
-      "between its items (only commas for files). An unknown option, an option that contradicts another, and an "
-      "option\n"
-      "on the command line that the command does not use are errors.\n";
+      "between its items (only commas for files), or a JSON array: `--train_file=[\"a.jsonl\",\"b.jsonl\"]`. An "
+      "unknown\n"
+      "option, an option that contradicts another, and an option on the command line that the command does not use "
+      "are\n"
+      "errors.\n";
   for (const Section& section : sections()) {
     text += fmt::format("\n## {}\n\n| option | value | default | meaning | commands |\n|---|---|---|---|---|\n",
                         section.title);

@@ -33,7 +33,8 @@ struct Range {
   bool whole_from_one = false;  ///< below 1 a ratio of all steps, from 1 on a whole number of steps
 };
 
-/// How one string becomes the items of a list option; a YAML or JSON list is always taken as it is.
+/// How one string becomes the items of a list option. A YAML or JSON list is always taken as it is, also a JSON array
+/// of strings that is written as a string, as on the command line.
 enum class ListSyntax {
   kWords,     ///< separated by spaces or commas
   kPatterns,  ///< the same, but a string with a regular expression's characters is one item

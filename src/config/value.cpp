@@ -102,6 +102,20 @@ std::vector<std::string> split_list(std::string_view text, ListSyntax syntax) {
 }
 
 /// A number, true, false or null by its look, as YAML reads what has no quotes; else a string.
+/// The items of a JSON array of strings; none if `text` is anything else.
+std::optional<std::vector<std::string>> json_strings(std::string_view text) {
+  const nlohmann::json array = nlohmann::json::parse(text, nullptr, false);
+  if (!array.is_array()) return std::nullopt;
+  if (!std::ranges::all_of(array, [](const nlohmann::json& item) { return item.is_string(); })) return std::nullopt;
+  return array.get<std::vector<std::string>>();
+}
+
+/// Meant as a JSON or Python list. A pattern may begin with a bracket too, but no layer's name has a quote in it.
+bool looks_like_array(std::string_view text, ListSyntax syntax) {
+  return text.starts_with('[') &&
+         (syntax != ListSyntax::kPatterns || text.find_first_of("\"'") != std::string_view::npos);
+}
+
 nlohmann::json plain_json(const std::string& text) {
   const std::string lower = lower_case(text);
   if (lower == "true" || lower == "false") return lower == "true";
@@ -168,7 +182,7 @@ class Assignment {
     if (value_.kind == Value::Kind::kList) {
       for (const Scalar& scalar : value_.scalars) items.push_back(scalar.text);
     } else {
-      items = split_list(text(), option_.list_syntax);
+      items = text_items();
     }
     for (const std::string& item : items) {
       check_utf8(item);
@@ -192,6 +206,19 @@ class Assignment {
   }
 
   [[nodiscard]] std::string json_object() const {
+  [[nodiscard]] std::vector<std::string> text_items() const {
+    const std::string_view list = trim(text());
+    if (list.starts_with('[')) {
+      if (auto items = json_strings(list)) return *std::move(items);
+      if (looks_like_array(list, option_.list_syntax)) {
+        refuse("is not a JSON array of strings", option_.list_syntax == ListSyntax::kPaths
+                                                     ? "write [\"a\", \"b\"]; a file whose name begins with '[' is ./["
+                                                     : "write [\"a\", \"b\"]");
+      }
+    }
+    return split_list(text(), option_.list_syntax);
+  }
+
     std::vector<Entry> parsed;
     nlohmann::json object = nlohmann::json::object();
     const auto add = [&](const std::string& key, const Scalar& scalar) {

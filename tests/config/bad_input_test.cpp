@@ -177,6 +177,11 @@ INSTANTIATE_TEST_SUITE_P(
         ArgumentCase{{"--prompt=hello"}, Command::kTrain, kUsage, {"fettle train does not use --prompt"}},
         ArgumentCase{{"--learning_rate=1"}, Command::kGenerate, kUsage, {"fettle generate does not use"}},
         ArgumentCase{{"--config"}, Command::kTrain, kUsage, {"--config"}},
+        ArgumentCase{{"--train_file=[\"a\", 1]"}, Command::kTrain, kUsage, {"train_file", "JSON array", "./["}},
+        ArgumentCase{
+            {"--lora_target_modules=['q', 'v']"}, Command::kTrain, kUsage, {"lora_target_modules", "JSON array"}},
+        ArgumentCase{{"--lora_modules_to_save=[a]"}, Command::kTrain, kUsage, {"lora_modules_to_save", "JSON array"}},
+        ArgumentCase{{"--train_file=[\"\"]"}, Command::kTrain, kUsage, {"train_file", "empty item"}},
         ArgumentCase{{"--prompt=a\nb", "--max_new_tokens=a\nb"}, Command::kGenerate, kUsage, {"'a b'"}},
         ArgumentCase{{"--token=hf_secret"}, Command::kTrain, kUsage, {"token", "not available in this version"}},
         ArgumentCase{{"no/such/file.yaml"}, Command::kTrain, ExitCode::kNoInput, {"no/such/file.yaml"}},
