@@ -57,6 +57,14 @@ Json bound(double value) {
 }
 
 void add_range(const Range& range, Json& property) {
+  if (range.or_minus_one) {
+    Json others = Json::object();
+    Range rest = range;
+    rest.or_minus_one = false;
+    add_range(rest, others);
+    property["anyOf"] = {{{"const", -1}}, std::move(others)};
+    return;
+  }
   if (range.minimum) property[range.minimum_excluded ? "exclusiveMinimum" : "minimum"] = bound(*range.minimum);
   if (range.maximum) property[range.maximum_excluded ? "exclusiveMaximum" : "maximum"] = bound(*range.maximum);
 }

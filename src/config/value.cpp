@@ -49,14 +49,15 @@ std::optional<int64_t> parse_integer(std::string_view text) {
 }
 
 bool in_range(const Range& range, double value) {
+  if (range.or_minus_one && value == -1) return true;
   if (range.minimum && (value < *range.minimum || (range.minimum_excluded && value == *range.minimum))) return false;
   if (range.maximum && (value > *range.maximum || (range.maximum_excluded && value == *range.maximum))) return false;
   return !range.whole_from_one || value < 1 || value == std::trunc(value);
 }
 
 std::string range_text(const Range& range) {
-  std::string text;
-  if (range.minimum) text += fmt::format(", {} {}", range.minimum_excluded ? "above" : "at least", *range.minimum);
+  std::string text = range.or_minus_one ? ", -1 or" : range.minimum ? "," : "";
+  if (range.minimum) text += fmt::format(" {} {}", range.minimum_excluded ? "above" : "at least", *range.minimum);
   if (range.maximum) {
     text += fmt::format("{}{} {}", range.minimum ? " and " : ", ", range.maximum_excluded ? "below" : "at most",
                         *range.maximum);
@@ -101,7 +102,6 @@ std::vector<std::string> split_list(std::string_view text, ListSyntax syntax) {
   return {};
 }
 
-/// A number, true, false or null by its look, as YAML reads what has no quotes; else a string.
 /// The items of a JSON array of strings; none if `text` is anything else.
 std::optional<std::vector<std::string>> json_strings(std::string_view text) {
   const nlohmann::json array = nlohmann::json::parse(text, nullptr, false);
@@ -116,6 +116,7 @@ bool looks_like_array(std::string_view text, ListSyntax syntax) {
          (syntax != ListSyntax::kPatterns || text.find_first_of("\"'") != std::string_view::npos);
 }
 
+/// A number, true, false or null by its look, as YAML reads what has no quotes; else a string.
 nlohmann::json plain_json(const std::string& text) {
   const std::string lower = lower_case(text);
   if (lower == "true" || lower == "false") return lower == "true";
@@ -205,7 +206,6 @@ class Assignment {
     }
   }
 
-  [[nodiscard]] std::string json_object() const {
   [[nodiscard]] std::vector<std::string> text_items() const {
     const std::string_view list = trim(text());
     if (list.starts_with('[')) {
@@ -219,6 +219,7 @@ class Assignment {
     return split_list(text(), option_.list_syntax);
   }
 
+  [[nodiscard]] std::string json_object() const {
     std::vector<Entry> parsed;
     nlohmann::json object = nlohmann::json::object();
     const auto add = [&](const std::string& key, const Scalar& scalar) {
