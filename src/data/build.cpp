@@ -110,7 +110,7 @@ class ChunkSource {
  private:
   bool open_next() {
     if (file_ == plan_.files.size()) return false;
-    reader_ = open_records(plan_.files[file_++], config_.sample_by);
+    reader_ = open_records(plan_.files[file_++], config_);
     format_.reset();
     return true;
   }
@@ -219,10 +219,7 @@ int64_t worker_count(const DataConfig& config) {
 
 int64_t count_records(const std::vector<std::filesystem::path>& files, const DataConfig& config) {
   int64_t count = 0;
-  for (const auto& file : files) {
-    const auto reader = open_records(file, config.sample_by);
-    for (RawRecord raw; reader->next(raw);) ++count;
-  }
+  for (const auto& file : files) count += open_records(file, config)->count();
   return count;
 }
 

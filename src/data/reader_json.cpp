@@ -62,7 +62,7 @@ size_t skip_white(std::string_view text, size_t position) {
 
 /// Where the array of records opens in `text`, an object: the value of its member "data", or its only member if that is
 /// an array of objects that are not messages. None: the object is a record itself.
-std::optional<size_t> find_record_array(std::string_view text) {
+std::optional<size_t> find_record_array(std::string_view text, const config::DataConfig& config) {
   std::optional<size_t> found;
   size_t members = 0;
   int depth = 0;
@@ -74,10 +74,11 @@ std::optional<size_t> find_record_array(std::string_view text) {
     const size_t value = skip_white(text, colon + 1);
     if (colon >= text.size() || text[colon] != ':' || value >= text.size()) return std::nullopt;
     const size_t first = text[value] == '[' ? skip_white(text, value + 1) : text.size();
-    const bool objects = first < text.size() && (text[first] == '{' || text[first] == ']');
+    const bool messages = name == config.messages_column || name == config.conversations_column;
+    const bool objects = !messages && first < text.size() && (text[first] == '{' || text[first] == ']');
     if (objects && name == "data") return value;
     const size_t end = value_end(text, value, depth);
-    if (objects && name != "messages" && name != "conversations") found = value;
+    if (objects) found = value;
     ++members;
     if (end == kNone) return members == 1 ? found : std::nullopt;  // the array reader says where it breaks off
     position = skip_white(text, end);
@@ -190,7 +191,7 @@ std::unique_ptr<RecordReader> open_json_lines(Source source) {
   return std::make_unique<JsonLinesReader>(std::move(source), false);
 }
 
-std::unique_ptr<RecordReader> open_json(Source source) {
+std::unique_ptr<RecordReader> open_json(Source source, const config::DataConfig& config) {
   const std::string_view text = source.bytes;
   const size_t begin = skip_white(text, 0);
   if (begin == text.size()) return open_json_lines(std::move(source));
@@ -202,7 +203,7 @@ std::unique_ptr<RecordReader> open_json(Source source) {
   int depth = 0;
   const size_t end = value_end(text, begin, depth);
   const bool one_object = end == kNone || skip_white(text, end) == text.size();
-  const auto array = one_object ? find_record_array(text.substr(begin)) : std::nullopt;
+  const auto array = one_object ? find_record_array(text.substr(begin), config) : std::nullopt;
   if (array) return std::make_unique<JsonArrayReader>(std::move(source), begin + *array, false);
   if (!one_object && end > text.find('\n', begin)) {
     throw Error(ExitCode::kData, fmt::format("{}: several objects that span lines", source.name),

@@ -148,7 +148,7 @@ TEST_F(PrepareTest, ValidationFileWinsOverThePercentage) {
 TEST_F(PrepareTest, FolderWithSplits) {
   folder_.write("set/data/train-00001-of-00002.jsonl", "{\"text\": \"second\"}\n");
   folder_.write("set/data/train-00000-of-00002.jsonl", "{\"text\": \"first\"}\n");
-  folder_.write("set/data/test.csv", "text\nheld out\n");
+  folder_.write("set/data/test.CSV", "text\nheld out\n");
   folder_.write("set/data/README.md", "no data");
   config_.train_file.clear();
   config_.dataset_name = (folder_.path() / "set").string();
