@@ -178,11 +178,25 @@ class JsonLinesReader final : public RecordReader {
   int64_t number_ = 0;
 };
 
-/// nlohmann's explanation without its own prefix: "[json.exception…] parse error at line 1, column 9: " goes.
+/// nlohmann's explanation without its own prefix: "[json.exception…] parse error at line 1, column 9: " goes, and so
+/// does most of a long string that it repeats.
 std::string parser_message(const nlohmann::json::exception& error) {
-  const std::string_view message = error.what();
+  constexpr size_t kLongest = 160;
+  std::string_view message = error.what();
   const size_t colon = message.find(": ");
-  return std::string(colon == kNone ? message : message.substr(colon + 2));
+  if (colon != kNone) message.remove_prefix(colon + 2);
+  return one_line(message.substr(0, kLongest));
+}
+
+/// Why `bytes` is not JSON, which the parser saw at `position` (from 1).
+std::string explain(std::string_view bytes, size_t position, const nlohmann::json::exception& error) {
+  const std::string_view rest = bytes.substr(std::min(position - std::min<size_t>(position, 1), bytes.size()));
+  for (const std::string_view word : {"NaN", "Infinity"}) {
+    if (rest.starts_with(word)) {
+      return fmt::format("{} is not JSON (Python's json.dump writes it for a missing value); write null or \"\"", word);
+    }
+  }
+  return parser_message(error);
 }
 
 }  // namespace
@@ -221,7 +235,8 @@ Record parse_json_record(std::string_view bytes) {
   try {
     record = Record::parse(bytes);
   } catch (const nlohmann::json::parse_error& error) {
-    throw BadRecord("malformed JSON", fmt::format("at byte {} of the record: {}", error.byte, parser_message(error)));
+    throw BadRecord("malformed JSON",
+                    fmt::format("at byte {} of the record: {}", error.byte, explain(bytes, error.byte, error)));
   } catch (const nlohmann::json::exception& error) {
     throw BadRecord("malformed JSON", parser_message(error));
   }
