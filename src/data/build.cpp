@@ -32,7 +32,8 @@ struct Chunk {
 /// What became of one record: documents, or the reason why there are none.
 struct Outcome {
   std::vector<Example> documents;
-  bool truncated = false;
+  bool truncated = false;      ///< its document lost its end
+  int64_t dropped_pieces = 0;  ///< pieces of a long record without a target, beside those that are documents
   int64_t ended = 0;
   std::string dropped;  ///< kind; empty for a record that gave documents
   std::string error;    ///< place and reason of a bad record
@@ -50,35 +51,40 @@ Example piece_of(const Example& whole, size_t begin, size_t length) {
 }
 
 /// Cuts a long document off, or into several with packing_strategy bfd_split; pieces without a target are left out.
-std::vector<Example> fit(Example example, const DataConfig& config) {
+Outcome fit(Example example, const DataConfig& config) {
   const auto limit = static_cast<size_t>(config.max_seq_length);
-  std::vector<Example> pieces;
+  Outcome outcome;
+  if (!learns(example)) {
+    outcome.dropped = "no target tokens";
+    return outcome;
+  }
   if (example.input_ids.size() <= limit) {
-    if (learns(example)) pieces.push_back(std::move(example));
-    return pieces;
+    outcome.documents.push_back(std::move(example));
+    return outcome;
   }
   const bool split = config.packing && config.packing_strategy == "bfd_split";
   const size_t end = split ? example.input_ids.size() : limit;
   for (size_t begin = 0; begin < end; begin += limit) {
     Example piece = piece_of(example, begin, limit);
-    if (learns(piece)) pieces.push_back(std::move(piece));
+    if (learns(piece)) {
+      outcome.documents.push_back(std::move(piece));
+    } else {
+      ++outcome.dropped_pieces;
+    }
   }
-  return pieces;
+  if (outcome.documents.empty()) {
+    outcome.dropped = "no target tokens within max_seq_length";
+    outcome.dropped_pieces = 0;  // the record as a whole is counted
+  }
+  outcome.truncated = !split && !outcome.documents.empty();
+  return outcome;
 }
 
 Outcome prepare_record(const Chunk& chunk, const RawRecord& raw, const DataConfig& config,
                        const PromptBuilder& prompts) {
   Outcome outcome;
   try {
-    Example example = prompts.build(to_sample(chunk.reader->parse(raw), chunk.format, config));
-    const bool had_targets = learns(example);
-    outcome.truncated = static_cast<int64_t>(example.input_ids.size()) > config.max_seq_length;
-    outcome.documents = fit(std::move(example), config);
-    if (outcome.documents.empty()) {
-      outcome.dropped = had_targets ? "no target tokens within max_seq_length" : "no target tokens";
-    } else if (outcome.documents.size() > 1) {
-      outcome.truncated = false;
-    }
+    outcome = fit(prompts.build(to_sample(chunk.reader->parse(raw), chunk.format, config)), config);
     outcome.ended = std::count_if(outcome.documents.begin(), outcome.documents.end(),
                                   [&](const Example& document) { return prompts.ends_with_mark(document); });
   } catch (const EmptyRecord& empty) {
@@ -194,6 +200,7 @@ std::string file_list(const SplitPlan& plan) {
   for (const auto& file : plan.files) list += (list.empty() ? "" : ", ") + file.string();
   return list;
 }
+    counts.dropped_pieces += outcome.dropped_pieces;
 
 void require_documents(const SplitPlan& plan, const Preparation& counts) {
   if (counts.records == 0) {

@@ -28,8 +28,9 @@ namespace {
 using config::DataConfig;
 using StoragePointer = std::shared_ptr<TokenDataset::Storage>;
 
-/// Change it when the same records and options give other tokens than before: older caches are then left alone.
-constexpr int kPreparationVersion = 1;
+/// Change it when the same records and options give other tokens or counts than before: older caches are then left
+/// alone.
+constexpr int kPreparationVersion = 2;
 constexpr uint64_t kSplitStream = 0x53504C4954;  // apart from the streams of training orders
 
 /// $XDG_CACHE_HOME/fettle, ~/.cache/fettle, or empty where there is no home.
@@ -104,6 +105,9 @@ void report(const std::string& split, const Preparation& p, const DataConfig& co
   if (p.dropped > 0) log::warning("{}: {} records dropped: {}", split, p.dropped, joined(p.dropped_why));
   if (p.truncated > 0) {
     log::warning("{}: {} documents cut off at max_seq_length {}", split, p.truncated, config.max_seq_length);
+  }
+  if (p.dropped_pieces > 0) {
+    log::warning("{}: {} pieces of long records have no target tokens and are left out", split, p.dropped_pieces);
   }
   if (p.duplicates > 0)
     log::info("{}: {} documents are duplicates of earlier ones; they are kept", split, p.duplicates);

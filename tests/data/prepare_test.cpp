@@ -82,6 +82,28 @@ TEST_F(PrepareTest, SkippedRecordsAreCountedByReason) {
                                                            Pair("malformed JSON", 1), Pair("not an object", 1)));
 }
 
+TEST_F(PrepareTest, CountsAsCutOffOnlyWhatIsKept) {
+  const std::string ids = "[1,5,6,7,8,9,10,11,12,13]";
+  config_.train_file = {folder_.write(
+      "ids.jsonl", "{\"input_ids\":" + ids + ",\"labels\":[-100,5,6,7,8,9,10,11,12,13]}\n" + "{\"input_ids\":" + ids +
+                       ",\"labels\":[-100,-100,-100,-100,-100,-100,-100,11,12,13]}\n" +
+                       "{\"input_ids\":[1,5],\"labels\":[-100,5]}\n")};
+  config_.max_seq_length = 6;
+  const Preparation cut = prepared().train.preparation();
+  EXPECT_EQ(cut.documents, 2);
+  EXPECT_EQ(cut.truncated, 1);
+  EXPECT_EQ(cut.dropped_pieces, 0);
+  EXPECT_THAT(cut.dropped_why, ElementsAre(Pair("no target tokens within max_seq_length", 1)));
+  config_.packing_strategy = "bfd_split";
+  for (int time = 0; time < 2; ++time) {  // the second from the cache
+    const Preparation split = prepared().train.preparation();
+    EXPECT_EQ(split.documents, 4);
+    EXPECT_EQ(split.truncated, 0);
+    EXPECT_EQ(split.dropped_pieces, 1);
+    EXPECT_EQ(split.dropped, 0);
+  }
+}
+
 TEST_F(PrepareTest, SplitsLongDocumentsOnRequest) {
   config_.train_file = {folder_.write("long.txt", "once upon a time there was a little cat who lived in a big house")};
   config_.max_seq_length = 10;
