@@ -99,7 +99,8 @@ Outcome prepare_record(const Chunk& chunk, const RawRecord& raw, const DataConfi
 /// The records of a split, a chunk at a time.
 class ChunkSource {
  public:
-  ChunkSource(const SplitPlan& plan, const DataConfig& config) : plan_(plan), config_(config) {}
+  ChunkSource(const SplitPlan& plan, const DataConfig& config, const PromptBuilder& prompts)
+      : plan_(plan), config_(config), prompts_(prompts) {}
 
   std::optional<Chunk> next() {
     while (taken_ != plan_.limit) {
@@ -136,23 +137,45 @@ class ChunkSource {
     return true;
   }
 
-  /// The format of the file, by its first record that can be read at all.
+  /// The format of the file, by its first record that can be read at all; with on_bad_record skip, by the first that a
+  /// format fits. Throws if the chunk has records that can be read, but none such.
   RecordFormat format_for(const Chunk& chunk) {
+    std::optional<Error> misfit;
     for (const RawRecord& raw : chunk.records) {
       if (format_) break;
       try {
-        format_ = detect_format(reader_->parse(raw), config_, reader_->place(raw));
-        log::info("{}: {} records, as {}", plan_.files[file_ - 1].filename().string(), plan_.name,
-                  format_name(*format_));
+        detect(reader_->parse(raw), reader_->place(raw));
       } catch (const BadRecord&) {
         continue;  // reported when its turn comes
+      } catch (const Error& error) {
+        if (error.code() != ExitCode::kData || config_.on_bad_record != "skip") throw;
+        if (!misfit) misfit = error;
       }
+    }
+    if (!format_ && misfit) {
+      throw Error(ExitCode::kData,
+                  fmt::format("{} (the first of {} records, none of which fits)", misfit->what(), chunk.records.size()),
+                  misfit->hint());
     }
     return format_.value_or(RecordFormat::kText);
   }
 
+  void detect(const Record& record, const std::string& place) {
+    format_ = detect_format(record, config_, place);
+    log::info("{}: {} records, as {}{}", plan_.files[file_ - 1].filename().string(), plan_.name, format_name(*format_),
+              uses_template(record) ? ", template " + prompts_.template_name() : "");
+  }
+
+  /// Text and tokens are taken as they are, and so is a prompt with its completion unless a template is asked for.
+  [[nodiscard]] bool uses_template(const Record& record) const {
+    if (format_ == RecordFormat::kText || format_ == RecordFormat::kTokenized) return false;
+    return format_ != RecordFormat::kPromptCompletion || config_.prompt_template != "auto" ||
+           record.at(config_.prompt_column).is_array();
+  }
+
   const SplitPlan& plan_;
   const DataConfig& config_;
+  const PromptBuilder& prompts_;
   std::shared_ptr<RecordReader> reader_;
   std::optional<RecordFormat> format_;
   size_t file_ = 0;
@@ -177,6 +200,7 @@ class Collector {
     }
     ++counts.records;
     counts.truncated += outcome.truncated ? 1 : 0;
+    counts.dropped_pieces += outcome.dropped_pieces;
     counts.ended += outcome.ended;
     if (outcome.documents.empty()) {
       ++counts.dropped;
@@ -200,7 +224,6 @@ std::string file_list(const SplitPlan& plan) {
   for (const auto& file : plan.files) list += (list.empty() ? "" : ", ") + file.string();
   return list;
 }
-    counts.dropped_pieces += outcome.dropped_pieces;
 
 void require_documents(const SplitPlan& plan, const Preparation& counts) {
   if (counts.records == 0) {
@@ -232,7 +255,7 @@ int64_t count_records(const std::vector<std::filesystem::path>& files, const Dat
 
 std::shared_ptr<TokenDataset::Storage> build_split(const SplitPlan& plan, const DataConfig& config,
                                                    const PromptBuilder& prompts, std::string fingerprint) {
-  ChunkSource source(plan, config);
+  ChunkSource source(plan, config, prompts);
   Collector collector(config);
   OrderedPipeline<Chunk, std::vector<Outcome>> pipeline;
   pipeline.produce = [&] { return source.next(); };

@@ -149,11 +149,11 @@ class Preparer {
   }
 
  private:
-  void log_speed(const SplitPlan& plan, double seconds) const {
+  static void log_speed(const SplitPlan& plan, double seconds) {
     double megabytes = 0;
     for (const auto& file : plan.files) megabytes += static_cast<double>(fs::file_size(file)) / 1e6;
-    log::info("{}: {:.1f} MB prepared in {:.2f} s ({:.1f} MB/s), template {}", plan.name, megabytes, seconds,
-              megabytes / std::max(seconds, 1e-9), prompts_.template_name());
+    log::info("{}: {:.1f} MB prepared in {:.2f} s ({:.1f} MB/s)", plan.name, megabytes, seconds,
+              megabytes / std::max(seconds, 1e-9));
   }
 
   const DataConfig& config_;
