@@ -115,7 +115,7 @@ void fettle_parquet_free(FettleParquet* reader);
 /* Rows of the file, as its footer says. */
 int64_t fettle_parquet_rows(const FettleParquet* reader);
 
-/* The next row group as JSON lines; *more is 0 (and the buffer empty) after the last. */
+/* The next rows, about 1 MB of them, as JSON lines; *more is 0 (and the buffer empty) after the last. */
 int32_t fettle_parquet_next(FettleParquet* reader, FettleBuffer* out, int32_t* more, FettleBuffer* error);
 
 #ifdef __cplusplus

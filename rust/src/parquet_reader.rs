@@ -1,16 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The C face of the `parquet` crate's row reader: one row group at a time, as JSON lines.
+//! The C face of the `parquet` crate's row reader: some rows at a time, as JSON lines.
 
 use bytes::Bytes;
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
 use crate::{bytes, guarded, silence_panics, Buffer, Failure, Outcome};
 
+/// A row group may hold millions of rows; what one call gives stays small.
+const MOST_ROWS: usize = 1024;
+const MOST_BYTES: usize = 1 << 20;
+
 pub struct ParquetReader {
-    reader: SerializedFileReader<Bytes>,
-    next: usize,
+    rows: RowIter<'static>,
+    count: i64,
+}
+
+fn open(data: &'static [u8]) -> Outcome<ParquetReader> {
+    let reader = SerializedFileReader::new(Bytes::from_static(data))?;
+    let count = reader.metadata().file_metadata().num_rows();
+    let groups = reader.metadata().row_groups().iter();
+    if groups.map(|group| i128::from(group.num_rows())).sum::<i128>() != i128::from(count) || count < 0 {
+        return Err(Failure::new(format!("its row groups do not have the {count} rows of its footer")));
+    }
+    Ok(ParquetReader { rows: RowIter::from_file_into(Box::new(reader)), count })
 }
 
 fn row_to_json(row: &Row) -> Outcome<Value> {
@@ -50,23 +65,15 @@ fn field_to_json(field: &Field) -> Outcome<Value> {
 }
 
 fn next_rows(reader: &mut ParquetReader) -> Outcome<Option<Vec<u8>>> {
-    if reader.next >= reader.reader.num_row_groups() {
-        return Ok(None);
-    }
-    let group = reader.reader.get_row_group(reader.next)?;
-    reader.next += 1;
-    let expected = group.metadata().num_rows();
     let mut lines = Vec::new();
-    let mut count = 0i64;
-    for row in group.get_row_iter(None)? {
+    for row in reader.rows.by_ref().take(MOST_ROWS) {
         serde_json::to_writer(&mut lines, &row_to_json(&row?)?)?;
         lines.push(b'\n');
-        count += 1;
+        if lines.len() >= MOST_BYTES {
+            break;
+        }
     }
-    if count != expected {
-        return Err(Failure::new(format!("a row group has {count} rows, its footer says {expected}")));
-    }
-    Ok(Some(lines))
+    Ok(if lines.is_empty() { None } else { Some(lines) })
 }
 
 /// # Safety
@@ -81,8 +88,7 @@ pub unsafe extern "C" fn fettle_parquet_new(
     silence_panics();
     guarded(error, || {
         let data: &'static [u8] = bytes(data, size);
-        let reader = SerializedFileReader::new(Bytes::from_static(data))?;
-        *out = Box::into_raw(Box::new(ParquetReader { reader, next: 0 }));
+        *out = Box::into_raw(Box::new(open(data)?));
         Ok(())
     })
 }
@@ -100,7 +106,7 @@ pub unsafe extern "C" fn fettle_parquet_free(reader: *mut ParquetReader) {
 /// `reader` is a live handle.
 #[no_mangle]
 pub unsafe extern "C" fn fettle_parquet_rows(reader: *const ParquetReader) -> i64 {
-    (*reader).reader.metadata().file_metadata().num_rows()
+    (*reader).count
 }
 
 /// # Safety

@@ -57,6 +57,14 @@ Json bound(double value) {
 }
 
 void add_range(const Range& range, Json& property) {
+  if (range.or_minus_one) {
+    Json others = Json::object();
+    Range rest = range;
+    rest.or_minus_one = false;
+    add_range(rest, others);
+    property["anyOf"] = {{{"const", -1}}, std::move(others)};
+    return;
+  }
   if (range.minimum) property[range.minimum_excluded ? "exclusiveMinimum" : "minimum"] = bound(*range.minimum);
   if (range.maximum) property[range.maximum_excluded ? "exclusiveMaximum" : "maximum"] = bound(*range.maximum);
 }
@@ -231,9 +239,11 @@ std::string markdown() {
       "`fettle <command> [config.yaml|config.json] --option=value …`: a file of flat `option: value` lines, then "
       "options\n"
       "on the command line, which win. `null` means the default. A list may also be one string with spaces or commas\n"
-      "between its items (only commas for files). An unknown option, an option that contradicts another, and an "
-      "option\n"
-      "on the command line that the command does not use are errors.\n";
+      "between its items (only commas for files), or a JSON array: `--train_file=[\"a.jsonl\",\"b.jsonl\"]`. An "
+      "unknown\n"
+      "option, an option that contradicts another, and an option on the command line that the command does not use "
+      "are\n"
+      "errors.\n";
   for (const Section& section : sections()) {
     text += fmt::format("\n## {}\n\n| option | value | default | meaning | commands |\n|---|---|---|---|---|\n",
                         section.title);

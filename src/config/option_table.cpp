@@ -178,7 +178,9 @@ std::vector<Option> preprocess_options() {
   return {
       {.name = "output",
        .slot = slot<&PreprocessConfig::output>,
-       .help = "File for one JSON line a document with text, input_ids and labels.",
+       .help = "File for one JSON line a document with text, input_ids and labels; an existing file is replaced only "
+               "if it is "
+               "one of these.",
        .commands = kPreprocess},
       {.name = "preview_samples",
        .slot = slot<&PreprocessConfig::preview_samples>,

@@ -31,9 +31,11 @@ struct Range {
   bool minimum_excluded = false;
   bool maximum_excluded = false;
   bool whole_from_one = false;  ///< below 1 a ratio of all steps, from 1 on a whole number of steps
+  bool or_minus_one = false;    ///< -1 is taken too, for "all"
 };
 
-/// How one string becomes the items of a list option; a YAML or JSON list is always taken as it is.
+/// How one string becomes the items of a list option. A YAML or JSON list is always taken as it is, also a JSON array
+/// of strings that is written as a string, as on the command line.
 enum class ListSyntax {
   kWords,     ///< separated by spaces or commas
   kPatterns,  ///< the same, but a string with a regular expression's characters is one item
@@ -115,6 +117,10 @@ constexpr Range between(double minimum, double maximum) {
 }
 constexpr Range from_to_below(double minimum, double maximum) {
   return {.minimum = minimum, .maximum = maximum, .maximum_excluded = true};
+}
+
+constexpr Range count_or_all() {
+  return {.minimum = 1, .or_minus_one = true};
 }
 
 /// A section's parts, one after the other.

@@ -189,8 +189,13 @@ void check_generate(Rules& rules, const GenerationConfig& generation) {
 void validate(Parsed& parsed, Command command) {
   Rules rules(parsed, command);
   const Config& config = parsed.config;
-  rules.require(!config.model.model_name_or_path.empty(), "model_name_or_path",
-                "give a model's folder, a .gguf file, or a name in the hub cache");
+  if (command == Command::kPreprocess) {
+    rules.require(!config.model.model_name_or_path.empty() || !config.model.tokenizer_name.empty(),
+                  "tokenizer_name or model_name_or_path", "say whose tokenizer makes the tokens");
+  } else {
+    rules.require(!config.model.model_name_or_path.empty(), "model_name_or_path",
+                  "give a model's folder, a .gguf file, or a name in the hub cache");
+  }
   check_data(rules, config.data);
   switch (command) {
     case Command::kTrain:

@@ -49,14 +49,15 @@ std::optional<int64_t> parse_integer(std::string_view text) {
 }
 
 bool in_range(const Range& range, double value) {
+  if (range.or_minus_one && value == -1) return true;
   if (range.minimum && (value < *range.minimum || (range.minimum_excluded && value == *range.minimum))) return false;
   if (range.maximum && (value > *range.maximum || (range.maximum_excluded && value == *range.maximum))) return false;
   return !range.whole_from_one || value < 1 || value == std::trunc(value);
 }
 
 std::string range_text(const Range& range) {
-  std::string text;
-  if (range.minimum) text += fmt::format(", {} {}", range.minimum_excluded ? "above" : "at least", *range.minimum);
+  std::string text = range.or_minus_one ? ", -1 or" : range.minimum ? "," : "";
+  if (range.minimum) text += fmt::format(" {} {}", range.minimum_excluded ? "above" : "at least", *range.minimum);
   if (range.maximum) {
     text += fmt::format("{}{} {}", range.minimum ? " and " : ", ", range.maximum_excluded ? "below" : "at most",
                         *range.maximum);
@@ -99,6 +100,20 @@ std::vector<std::string> split_list(std::string_view text, ListSyntax syntax) {
     }
   }
   return {};
+}
+
+/// The items of a JSON array of strings; none if `text` is anything else.
+std::optional<std::vector<std::string>> json_strings(std::string_view text) {
+  const nlohmann::json array = nlohmann::json::parse(text, nullptr, false);
+  if (!array.is_array()) return std::nullopt;
+  if (!std::ranges::all_of(array, [](const nlohmann::json& item) { return item.is_string(); })) return std::nullopt;
+  return array.get<std::vector<std::string>>();
+}
+
+/// Meant as a JSON or Python list. A pattern may begin with a bracket too, but no layer's name has a quote in it.
+bool looks_like_array(std::string_view text, ListSyntax syntax) {
+  return text.starts_with('[') &&
+         (syntax != ListSyntax::kPatterns || text.find_first_of("\"'") != std::string_view::npos);
 }
 
 /// A number, true, false or null by its look, as YAML reads what has no quotes; else a string.
@@ -168,7 +183,7 @@ class Assignment {
     if (value_.kind == Value::Kind::kList) {
       for (const Scalar& scalar : value_.scalars) items.push_back(scalar.text);
     } else {
-      items = split_list(text(), option_.list_syntax);
+      items = text_items();
     }
     for (const std::string& item : items) {
       check_utf8(item);
@@ -189,6 +204,19 @@ class Assignment {
       default:
         refuse_shape("takes no map", give_allowed());
     }
+  }
+
+  [[nodiscard]] std::vector<std::string> text_items() const {
+    const std::string_view list = trim(text());
+    if (list.starts_with('[')) {
+      if (auto items = json_strings(list)) return *std::move(items);
+      if (looks_like_array(list, option_.list_syntax)) {
+        refuse("is not a JSON array of strings", option_.list_syntax == ListSyntax::kPaths
+                                                     ? "write [\"a\", \"b\"]; a file whose name begins with '[' is ./["
+                                                     : "write [\"a\", \"b\"]");
+      }
+    }
+    return split_list(text(), option_.list_syntax);
   }
 
   [[nodiscard]] std::string json_object() const {

@@ -32,7 +32,8 @@ struct Chunk {
 /// What became of one record: documents, or the reason why there are none.
 struct Outcome {
   std::vector<Example> documents;
-  bool truncated = false;
+  bool truncated = false;      ///< its document lost its end
+  int64_t dropped_pieces = 0;  ///< pieces of a long record without a target, beside those that are documents
   int64_t ended = 0;
   std::string dropped;  ///< kind; empty for a record that gave documents
   std::string error;    ///< place and reason of a bad record
@@ -50,35 +51,40 @@ Example piece_of(const Example& whole, size_t begin, size_t length) {
 }
 
 /// Cuts a long document off, or into several with packing_strategy bfd_split; pieces without a target are left out.
-std::vector<Example> fit(Example example, const DataConfig& config) {
+Outcome fit(Example example, const DataConfig& config) {
   const auto limit = static_cast<size_t>(config.max_seq_length);
-  std::vector<Example> pieces;
+  Outcome outcome;
+  if (!learns(example)) {
+    outcome.dropped = "no target tokens";
+    return outcome;
+  }
   if (example.input_ids.size() <= limit) {
-    if (learns(example)) pieces.push_back(std::move(example));
-    return pieces;
+    outcome.documents.push_back(std::move(example));
+    return outcome;
   }
   const bool split = config.packing && config.packing_strategy == "bfd_split";
   const size_t end = split ? example.input_ids.size() : limit;
   for (size_t begin = 0; begin < end; begin += limit) {
     Example piece = piece_of(example, begin, limit);
-    if (learns(piece)) pieces.push_back(std::move(piece));
+    if (learns(piece)) {
+      outcome.documents.push_back(std::move(piece));
+    } else {
+      ++outcome.dropped_pieces;
+    }
   }
-  return pieces;
+  if (outcome.documents.empty()) {
+    outcome.dropped = "no target tokens within max_seq_length";
+    outcome.dropped_pieces = 0;  // the record as a whole is counted
+  }
+  outcome.truncated = !split && !outcome.documents.empty();
+  return outcome;
 }
 
 Outcome prepare_record(const Chunk& chunk, const RawRecord& raw, const DataConfig& config,
                        const PromptBuilder& prompts) {
   Outcome outcome;
   try {
-    Example example = prompts.build(to_sample(chunk.reader->parse(raw), chunk.format, config));
-    const bool had_targets = learns(example);
-    outcome.truncated = static_cast<int64_t>(example.input_ids.size()) > config.max_seq_length;
-    outcome.documents = fit(std::move(example), config);
-    if (outcome.documents.empty()) {
-      outcome.dropped = had_targets ? "no target tokens within max_seq_length" : "no target tokens";
-    } else if (outcome.documents.size() > 1) {
-      outcome.truncated = false;
-    }
+    outcome = fit(prompts.build(to_sample(chunk.reader->parse(raw), chunk.format, config)), config);
     outcome.ended = std::count_if(outcome.documents.begin(), outcome.documents.end(),
                                   [&](const Example& document) { return prompts.ends_with_mark(document); });
   } catch (const EmptyRecord& empty) {
@@ -93,7 +99,8 @@ Outcome prepare_record(const Chunk& chunk, const RawRecord& raw, const DataConfi
 /// The records of a split, a chunk at a time.
 class ChunkSource {
  public:
-  ChunkSource(const SplitPlan& plan, const DataConfig& config) : plan_(plan), config_(config) {}
+  ChunkSource(const SplitPlan& plan, const DataConfig& config, const PromptBuilder& prompts)
+      : plan_(plan), config_(config), prompts_(prompts) {}
 
   std::optional<Chunk> next() {
     while (taken_ != plan_.limit) {
@@ -110,7 +117,7 @@ class ChunkSource {
  private:
   bool open_next() {
     if (file_ == plan_.files.size()) return false;
-    reader_ = open_records(plan_.files[file_++], config_.sample_by);
+    reader_ = open_records(plan_.files[file_++], config_);
     format_.reset();
     return true;
   }
@@ -130,23 +137,45 @@ class ChunkSource {
     return true;
   }
 
-  /// The format of the file, by its first record that can be read at all.
+  /// The format of the file, by its first record that can be read at all; with on_bad_record skip, by the first that a
+  /// format fits. Throws if the chunk has records that can be read, but none such.
   RecordFormat format_for(const Chunk& chunk) {
+    std::optional<Error> misfit;
     for (const RawRecord& raw : chunk.records) {
       if (format_) break;
       try {
-        format_ = detect_format(reader_->parse(raw), config_, reader_->place(raw));
-        log::info("{}: {} records, as {}", plan_.files[file_ - 1].filename().string(), plan_.name,
-                  format_name(*format_));
+        detect(reader_->parse(raw), reader_->place(raw));
       } catch (const BadRecord&) {
         continue;  // reported when its turn comes
+      } catch (const Error& error) {
+        if (error.code() != ExitCode::kData || config_.on_bad_record != "skip") throw;
+        if (!misfit) misfit = error;
       }
+    }
+    if (!format_ && misfit) {
+      throw Error(ExitCode::kData,
+                  fmt::format("{} (the first of {} records, none of which fits)", misfit->what(), chunk.records.size()),
+                  misfit->hint());
     }
     return format_.value_or(RecordFormat::kText);
   }
 
+  void detect(const Record& record, const std::string& place) {
+    format_ = detect_format(record, config_, place);
+    log::info("{}: {} records, as {}{}", plan_.files[file_ - 1].filename().string(), plan_.name, format_name(*format_),
+              uses_template(record) ? ", template " + prompts_.template_name() : "");
+  }
+
+  /// Text and tokens are taken as they are, and so is a prompt with its completion unless a template is asked for.
+  [[nodiscard]] bool uses_template(const Record& record) const {
+    if (format_ == RecordFormat::kText || format_ == RecordFormat::kTokenized) return false;
+    return format_ != RecordFormat::kPromptCompletion || config_.prompt_template != "auto" ||
+           record.at(config_.prompt_column).is_array();
+  }
+
   const SplitPlan& plan_;
   const DataConfig& config_;
+  const PromptBuilder& prompts_;
   std::shared_ptr<RecordReader> reader_;
   std::optional<RecordFormat> format_;
   size_t file_ = 0;
@@ -171,6 +200,7 @@ class Collector {
     }
     ++counts.records;
     counts.truncated += outcome.truncated ? 1 : 0;
+    counts.dropped_pieces += outcome.dropped_pieces;
     counts.ended += outcome.ended;
     if (outcome.documents.empty()) {
       ++counts.dropped;
@@ -219,16 +249,13 @@ int64_t worker_count(const DataConfig& config) {
 
 int64_t count_records(const std::vector<std::filesystem::path>& files, const DataConfig& config) {
   int64_t count = 0;
-  for (const auto& file : files) {
-    const auto reader = open_records(file, config.sample_by);
-    for (RawRecord raw; reader->next(raw);) ++count;
-  }
+  for (const auto& file : files) count += open_records(file, config)->count();
   return count;
 }
 
 std::shared_ptr<TokenDataset::Storage> build_split(const SplitPlan& plan, const DataConfig& config,
                                                    const PromptBuilder& prompts, std::string fingerprint) {
-  ChunkSource source(plan, config);
+  ChunkSource source(plan, config, prompts);
   Collector collector(config);
   OrderedPipeline<Chunk, std::vector<Outcome>> pipeline;
   pipeline.produce = [&] { return source.next(); };

@@ -36,16 +36,22 @@ struct Header {
 static_assert(sizeof(Header) == 64);
 
 nlohmann::json report_of(const Preparation& p) {
-  return {{"records", p.records}, {"truncated", p.truncated},
-          {"dropped", p.dropped}, {"duplicates", p.duplicates},
-          {"ended", p.ended},     {"dropped_why", p.dropped_why},
-          {"longest", p.longest}, {"target_tokens", p.target_tokens}};
+  return {{"records", p.records},
+          {"truncated", p.truncated},
+          {"dropped", p.dropped},
+          {"dropped_pieces", p.dropped_pieces},
+          {"duplicates", p.duplicates},
+          {"ended", p.ended},
+          {"dropped_why", p.dropped_why},
+          {"longest", p.longest},
+          {"target_tokens", p.target_tokens}};
 }
 
 void read_report(const nlohmann::json& report, Preparation& p) {
   report.at("records").get_to(p.records);
   report.at("truncated").get_to(p.truncated);
   report.at("dropped").get_to(p.dropped);
+  report.at("dropped_pieces").get_to(p.dropped_pieces);
   report.at("duplicates").get_to(p.duplicates);
   report.at("ended").get_to(p.ended);
   report.at("dropped_why").get_to(p.dropped_why);

@@ -21,6 +21,7 @@ struct Preparation {
   int64_t records = 0;                         ///< read
   int64_t documents = 0;                       ///< kept, after splitting long ones (bfd_split)
   int64_t truncated = 0;                       ///< documents cut off at max_seq_length
+  int64_t dropped_pieces = 0;                  ///< pieces without a target of records that gave others (bfd_split)
   int64_t dropped = 0;                         ///< records that gave no document
   int64_t duplicates = 0;                      ///< documents equal to an earlier one, token for token; kept
   int64_t tokens = 0;                          ///< of all documents

@@ -4,17 +4,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <string_view>
 
 #include "base/error.h"
+#include "data/reader.h"
 
 namespace fettle::data {
 namespace fs = std::filesystem;
 namespace {
-
-constexpr std::array<std::string_view, 6> kExtensions = {".json", ".jsonl", ".ndjson", ".csv", ".txt", ".parquet"};
 
 /// Files of `folder` named `split`.<extension> or `split`-<anything>.<extension> (the hub's shards), by name.
 std::vector<fs::path> split_files(const fs::path& folder, std::string_view split) {
@@ -22,10 +20,8 @@ std::vector<fs::path> split_files(const fs::path& folder, std::string_view split
   std::error_code failure;
   for (const auto& entry : fs::directory_iterator(folder, failure)) {
     const std::string stem = entry.path().stem().string();
-    const std::string extension = entry.path().extension().string();
     const bool named = stem == split || stem.starts_with(std::string(split) + "-");
-    const bool known = std::find(kExtensions.begin(), kExtensions.end(), extension) != kExtensions.end();
-    if (named && known && entry.is_regular_file(failure)) files.push_back(entry.path());
+    if (named && find_file_format(entry.path()) && entry.is_regular_file(failure)) files.push_back(entry.path());
   }
   std::sort(files.begin(), files.end());
   return files;

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "base/utf8.h"
 
 namespace fettle::data {
 namespace {
@@ -43,8 +44,13 @@ bool has_columns(const Record& record, const std::vector<std::string>& columns) 
 }
 
 std::string column_list(const Record& record) {
+  constexpr int kShown = 30;
   std::string list;
-  for (const auto& item : record.items()) list += (list.empty() ? "" : ", ") + item.key();
+  int count = 0;
+  for (const auto& item : record.items()) {
+    if (count++ == kShown) return list + " …";
+    list += (list.empty() ? "" : ", ") + quote(item.key());
+  }
   return list.empty() ? "none" : list;
 }
 
@@ -67,9 +73,12 @@ std::vector<int32_t> integers_of(const Record& record, const std::string& column
   std::vector<int32_t> integers;
   integers.reserve(list.size());
   for (const Record& item : list) {
-    const int64_t value = item.is_number_integer() ? item.get<int64_t>() : std::numeric_limits<int64_t>::max();
+    const bool fits = item.is_number_integer() &&  // 2^63 and above is held unsigned and would turn negative
+                      (!item.is_number_unsigned() || item.get<uint64_t>() <= std::numeric_limits<int32_t>::max());
+    const int64_t value = fits ? item.get<int64_t>() : std::numeric_limits<int64_t>::max();
     if (value < std::numeric_limits<int32_t>::min() || value > std::numeric_limits<int32_t>::max()) {
-      throw BadRecord(fmt::format("column '{}' holds something that is not a 32-bit integer", column), item.dump());
+      throw BadRecord(fmt::format("column '{}' holds something that is not a 32-bit integer", column),
+                      quote(item.dump()));
     }
     integers.push_back(static_cast<int32_t>(value));
   }

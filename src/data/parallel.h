@@ -2,6 +2,7 @@
 /// Work on all cores whose results come in the order of its inputs.
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -9,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <variant>
@@ -27,15 +29,24 @@ class OrderedPipeline {
   std::function<void(Output)> consume;
 
   void run(int64_t workers) {
-    in_flight_limit_ = workers * 8;
-    {
-      std::vector<std::jthread> threads;
-      for (int64_t i = 0; i < workers; ++i) threads.emplace_back([this] { work_until_done(); });
-    }
+    start(workers);
     if (failure_) std::rethrow_exception(failure_);
   }
 
  private:
+  /// Returns when all is done. Where the system gives fewer threads, those do it; where it gives none, the caller's.
+  void start(int64_t workers) {
+    std::vector<std::jthread> threads;
+    std::unique_lock lock(mutex_);  // they begin when all are there
+    try {
+      while (static_cast<int64_t>(threads.size()) < workers) threads.emplace_back([this] { work_until_done(); });
+    } catch (const std::system_error&) {
+    }
+    in_flight_limit_ = std::max<int64_t>(1, static_cast<int64_t>(threads.size())) * 8;
+    lock.unlock();
+    if (threads.empty()) work_until_done();
+  }
+
   using Result = std::variant<Output, std::exception_ptr>;
 
   void work_until_done() {

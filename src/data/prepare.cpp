@@ -28,8 +28,9 @@ namespace {
 using config::DataConfig;
 using StoragePointer = std::shared_ptr<TokenDataset::Storage>;
 
-/// Change it when the same records and options give other tokens than before: older caches are then left alone.
-constexpr int kPreparationVersion = 1;
+/// Change it when the same records and options give other tokens or counts than before: older caches are then left
+/// alone.
+constexpr int kPreparationVersion = 2;
 constexpr uint64_t kSplitStream = 0x53504C4954;  // apart from the streams of training orders
 
 /// $XDG_CACHE_HOME/fettle, ~/.cache/fettle, or empty where there is no home.
@@ -105,6 +106,9 @@ void report(const std::string& split, const Preparation& p, const DataConfig& co
   if (p.truncated > 0) {
     log::warning("{}: {} documents cut off at max_seq_length {}", split, p.truncated, config.max_seq_length);
   }
+  if (p.dropped_pieces > 0) {
+    log::warning("{}: {} pieces of long records have no target tokens and are left out", split, p.dropped_pieces);
+  }
   if (p.duplicates > 0)
     log::info("{}: {} documents are duplicates of earlier ones; they are kept", split, p.duplicates);
   log::info("{}: the end mark is a target in {:.1f} % of the documents", split, percent(p.ended, p.documents));
@@ -145,11 +149,11 @@ class Preparer {
   }
 
  private:
-  void log_speed(const SplitPlan& plan, double seconds) const {
+  static void log_speed(const SplitPlan& plan, double seconds) {
     double megabytes = 0;
     for (const auto& file : plan.files) megabytes += static_cast<double>(fs::file_size(file)) / 1e6;
-    log::info("{}: {:.1f} MB prepared in {:.2f} s ({:.1f} MB/s), template {}", plan.name, megabytes, seconds,
-              megabytes / std::max(seconds, 1e-9), prompts_.template_name());
+    log::info("{}: {:.1f} MB prepared in {:.2f} s ({:.1f} MB/s)", plan.name, megabytes, seconds,
+              megabytes / std::max(seconds, 1e-9));
   }
 
   const DataConfig& config_;

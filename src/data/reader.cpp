@@ -22,16 +22,16 @@ std::string_view without_byte_order_mark(std::string_view bytes, const std::stri
   return bytes;
 }
 
-std::unique_ptr<RecordReader> open_source(FileFormat format, Source source, const std::string& sample_by) {
+std::unique_ptr<RecordReader> open_source(FileFormat format, Source source, const config::DataConfig& config) {
   switch (format) {
     case FileFormat::kJson:
-      return open_json(std::move(source));
+      return open_json(std::move(source), config);
     case FileFormat::kJsonLines:
       return open_json_lines(std::move(source));
     case FileFormat::kCsv:
       return open_csv(std::move(source));
     case FileFormat::kText:
-      return open_text(std::move(source), sample_by);
+      return open_text(std::move(source), config.sample_by);
     case FileFormat::kParquet:
       break;
   }
@@ -40,7 +40,7 @@ std::unique_ptr<RecordReader> open_source(FileFormat format, Source source, cons
 
 }  // namespace
 
-FileFormat file_format(const fs::path& path) {
+std::optional<FileFormat> find_file_format(const fs::path& path) {
   std::string extension = path.extension().string();
   std::transform(extension.begin(), extension.end(), extension.begin(),
                  [](unsigned char c) { return std::tolower(c); });
@@ -49,8 +49,20 @@ FileFormat file_format(const fs::path& path) {
   if (extension == ".csv") return FileFormat::kCsv;
   if (extension == ".txt") return FileFormat::kText;
   if (extension == ".parquet") return FileFormat::kParquet;
-  throw Error(ExitCode::kUsage, fmt::format("{}: the extension '{}' is not known", path.string(), extension),
+  return std::nullopt;
+}
+
+FileFormat file_format(const fs::path& path) {
+  if (const auto format = find_file_format(path)) return *format;
+  throw Error(ExitCode::kUsage,
+              fmt::format("{}: the extension '{}' is not known", path.string(), path.extension().string()),
               "use .json, .jsonl, .csv, .txt or .parquet");
+}
+
+int64_t RecordReader::count() {
+  int64_t count = 0;
+  for (RawRecord raw; next(raw);) ++count;
+  return count;
 }
 
 std::string RecordReader::place(const RawRecord& record) const {
@@ -58,22 +70,23 @@ std::string RecordReader::place(const RawRecord& record) const {
   return fmt::format("{}: record {}", name_, record.number);
 }
 
-std::unique_ptr<RecordReader> open_records(const fs::path& path, const std::string& sample_by) {
+std::unique_ptr<RecordReader> open_records(const fs::path& path, const config::DataConfig& config) {
   const FileFormat format = file_format(path);
   if (format == FileFormat::kParquet) return open_parquet(path);
   auto map = MappedFile::open(path);
   const std::string_view bytes(reinterpret_cast<const char*>(map->bytes().data()), map->bytes().size());
   const std::string name = path.string();
-  return open_source(format, Source{name, without_byte_order_mark(bytes, name), std::move(map)}, sample_by);
+  return open_source(format, Source{name, without_byte_order_mark(bytes, name), std::move(map)}, config);
 }
 
-std::unique_ptr<RecordReader> open_records(FileFormat format, std::string_view bytes, const std::string& sample_by) {
+std::unique_ptr<RecordReader> open_records(FileFormat format, std::string_view bytes,
+                                           const config::DataConfig& config) {
   const std::string name = "memory";
-  return open_source(format, Source{name, without_byte_order_mark(bytes, name), nullptr}, sample_by);
+  return open_source(format, Source{name, without_byte_order_mark(bytes, name), nullptr}, config);
 }
 
 void read_records_from_memory(FileFormat format, std::string_view bytes, const std::function<void(Record)>& sink) {
-  const auto reader = open_records(format, bytes, "line");
+  const auto reader = open_records(format, bytes, config::DataConfig{});
   RawRecord raw;
   while (reader->next(raw)) {
     try {

@@ -7,17 +7,22 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "base/file.h"
+#include "config/config.h"
 #include "data/record.h"
 
 namespace fettle::data {
 
 enum class FileFormat { kJson, kJsonLines, kCsv, kText, kParquet };
 
-/// By extension: .json, .jsonl (.ndjson), .csv, .txt, .parquet. Throws Error{kUsage} naming those for any other.
+/// By extension in any case; none for one that is not known.
+std::optional<FileFormat> find_file_format(const std::filesystem::path& path);
+
+/// The same for .json, .jsonl (.ndjson), .csv, .txt, .parquet. Throws Error{kUsage} naming those for any other.
 FileFormat file_format(const std::filesystem::path& path);
 
 /// A record as it stands in its file.
@@ -45,6 +50,9 @@ class RecordReader {
   /// that no later record could be told from an earlier one.
   virtual bool next(RawRecord& record) = 0;
 
+  /// How many records `next` would give from the beginning. Of a fresh reader only: it may read them all.
+  virtual int64_t count();
+
   /// The columns of a record that `next` gave. Thread-safe. Throws BadRecord.
   [[nodiscard]] virtual Record parse(const RawRecord& record) const = 0;
 
@@ -56,19 +64,20 @@ class RecordReader {
   std::string name_;
 };
 
-/// `sample_by` (line, paragraph, document) says what a record of a .txt file is. Throws Error: kNoInput, kPermission,
-/// kIo, kUsage (extension), kData (unreadable head: UTF-16, no header row, not Parquet).
-std::unique_ptr<RecordReader> open_records(const std::filesystem::path& path, const std::string& sample_by);
+/// sample_by (line, paragraph, document) says what a record of a .txt file is; messages_column and conversations_column
+/// tell a lone JSON record from an object around the records. Throws Error: kNoInput, kPermission, kIo, kUsage
+/// (extension), kData (unreadable head: UTF-16, no header row, not Parquet).
+std::unique_ptr<RecordReader> open_records(const std::filesystem::path& path, const config::DataConfig& config);
 
 /// The same for bytes in memory, any format but Parquet. The bytes must outlive the reader.
-std::unique_ptr<RecordReader> open_records(FileFormat format, std::string_view bytes, const std::string& sample_by);
+std::unique_ptr<RecordReader> open_records(FileFormat format, std::string_view bytes, const config::DataConfig& config);
 
 /// Reads every record of `bytes` and hands it to `sink`; what a fuzzer calls. Throws Error{kData} for the first bad
 /// one.
 void read_records_from_memory(FileFormat format, std::string_view bytes, const std::function<void(Record)>& sink);
 
 // The formats, one file each.
-std::unique_ptr<RecordReader> open_json(Source source);
+std::unique_ptr<RecordReader> open_json(Source source, const config::DataConfig& config);
 std::unique_ptr<RecordReader> open_json_lines(Source source);
 std::unique_ptr<RecordReader> open_csv(Source source);
 std::unique_ptr<RecordReader> open_text(Source source, const std::string& sample_by);

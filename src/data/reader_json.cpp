@@ -62,7 +62,7 @@ size_t skip_white(std::string_view text, size_t position) {
 
 /// Where the array of records opens in `text`, an object: the value of its member "data", or its only member if that is
 /// an array of objects that are not messages. None: the object is a record itself.
-std::optional<size_t> find_record_array(std::string_view text) {
+std::optional<size_t> find_record_array(std::string_view text, const config::DataConfig& config) {
   std::optional<size_t> found;
   size_t members = 0;
   int depth = 0;
@@ -74,10 +74,11 @@ std::optional<size_t> find_record_array(std::string_view text) {
     const size_t value = skip_white(text, colon + 1);
     if (colon >= text.size() || text[colon] != ':' || value >= text.size()) return std::nullopt;
     const size_t first = text[value] == '[' ? skip_white(text, value + 1) : text.size();
-    const bool objects = first < text.size() && (text[first] == '{' || text[first] == ']');
+    const bool messages = name == config.messages_column || name == config.conversations_column;
+    const bool objects = !messages && first < text.size() && (text[first] == '{' || text[first] == ']');
     if (objects && name == "data") return value;
     const size_t end = value_end(text, value, depth);
-    if (objects && name != "messages" && name != "conversations") found = value;
+    if (objects) found = value;
     ++members;
     if (end == kNone) return members == 1 ? found : std::nullopt;  // the array reader says where it breaks off
     position = skip_white(text, end);
@@ -177,11 +178,25 @@ class JsonLinesReader final : public RecordReader {
   int64_t number_ = 0;
 };
 
-/// nlohmann's explanation without its own prefix: "[json.exception…] parse error at line 1, column 9: " goes.
+/// nlohmann's explanation without its own prefix: "[json.exception…] parse error at line 1, column 9: " goes, and so
+/// does most of a long string that it repeats.
 std::string parser_message(const nlohmann::json::exception& error) {
-  const std::string_view message = error.what();
+  constexpr size_t kLongest = 160;
+  std::string_view message = error.what();
   const size_t colon = message.find(": ");
-  return std::string(colon == kNone ? message : message.substr(colon + 2));
+  if (colon != kNone) message.remove_prefix(colon + 2);
+  return one_line(message.substr(0, kLongest));
+}
+
+/// Why `bytes` is not JSON, which the parser saw at `position` (from 1).
+std::string explain(std::string_view bytes, size_t position, const nlohmann::json::exception& error) {
+  const std::string_view rest = bytes.substr(std::min(position - std::min<size_t>(position, 1), bytes.size()));
+  for (const std::string_view word : {"NaN", "Infinity"}) {
+    if (rest.starts_with(word)) {
+      return fmt::format("{} is not JSON (Python's json.dump writes it for a missing value); write null or \"\"", word);
+    }
+  }
+  return parser_message(error);
 }
 
 }  // namespace
@@ -190,7 +205,7 @@ std::unique_ptr<RecordReader> open_json_lines(Source source) {
   return std::make_unique<JsonLinesReader>(std::move(source), false);
 }
 
-std::unique_ptr<RecordReader> open_json(Source source) {
+std::unique_ptr<RecordReader> open_json(Source source, const config::DataConfig& config) {
   const std::string_view text = source.bytes;
   const size_t begin = skip_white(text, 0);
   if (begin == text.size()) return open_json_lines(std::move(source));
@@ -202,7 +217,7 @@ std::unique_ptr<RecordReader> open_json(Source source) {
   int depth = 0;
   const size_t end = value_end(text, begin, depth);
   const bool one_object = end == kNone || skip_white(text, end) == text.size();
-  const auto array = one_object ? find_record_array(text.substr(begin)) : std::nullopt;
+  const auto array = one_object ? find_record_array(text.substr(begin), config) : std::nullopt;
   if (array) return std::make_unique<JsonArrayReader>(std::move(source), begin + *array, false);
   if (!one_object && end > text.find('\n', begin)) {
     throw Error(ExitCode::kData, fmt::format("{}: several objects that span lines", source.name),
@@ -220,7 +235,8 @@ Record parse_json_record(std::string_view bytes) {
   try {
     record = Record::parse(bytes);
   } catch (const nlohmann::json::parse_error& error) {
-    throw BadRecord("malformed JSON", fmt::format("at byte {} of the record: {}", error.byte, parser_message(error)));
+    throw BadRecord("malformed JSON",
+                    fmt::format("at byte {} of the record: {}", error.byte, explain(bytes, error.byte, error)));
   } catch (const nlohmann::json::exception& error) {
     throw BadRecord("malformed JSON", parser_message(error));
   }

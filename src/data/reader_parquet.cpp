@@ -23,11 +23,13 @@ class ParquetRecords final : public RecordReader {
     return true;
   }
 
+  int64_t count() override { return reader_.rows(); }
+
   [[nodiscard]] Record parse(const RawRecord& record) const override { return parse_json_record(record.bytes); }
 
  private:
   text::ParquetReader reader_;
-  std::shared_ptr<const std::string> rows_;  // of the current row group
+  std::shared_ptr<const std::string> rows_;  // that `rest_` looks into
   std::string_view rest_;
   int64_t number_ = 0;
 };

@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "config/parse.h"
 
 namespace fettle::config {
@@ -176,6 +177,14 @@ INSTANTIATE_TEST_SUITE_P(
         ArgumentCase{{"--prompt=hello"}, Command::kTrain, kUsage, {"fettle train does not use --prompt"}},
         ArgumentCase{{"--learning_rate=1"}, Command::kGenerate, kUsage, {"fettle generate does not use"}},
         ArgumentCase{{"--config"}, Command::kTrain, kUsage, {"--config"}},
+        ArgumentCase{{"--train_file=[\"a\", 1]"}, Command::kTrain, kUsage, {"train_file", "JSON array", "./["}},
+        ArgumentCase{
+            {"--lora_target_modules=['q', 'v']"}, Command::kTrain, kUsage, {"lora_target_modules", "JSON array"}},
+        ArgumentCase{{"--lora_modules_to_save=[a]"}, Command::kTrain, kUsage, {"lora_modules_to_save", "JSON array"}},
+        ArgumentCase{{"--train_file=[\"\"]"}, Command::kTrain, kUsage, {"train_file", "empty item"}},
+        ArgumentCase{{"--max_train_samples=0"}, Command::kTrain, kUsage, {"max_train_samples", "-1 or at least 1"}},
+        ArgumentCase{{"--max_eval_samples=-2"}, Command::kTrain, kUsage, {"max_eval_samples", "-1 or at least 1"}},
+        ArgumentCase{{"--preprocessing_num_workers=1000000"}, Command::kTrain, kUsage, {"at least 0 and at most 1024"}},
         ArgumentCase{{"--prompt=a\nb", "--max_new_tokens=a\nb"}, Command::kGenerate, kUsage, {"'a b'"}},
         ArgumentCase{{"--token=hf_secret"}, Command::kTrain, kUsage, {"token", "not available in this version"}},
         ArgumentCase{{"no/such/file.yaml"}, Command::kTrain, ExitCode::kNoInput, {"no/such/file.yaml"}},

@@ -110,6 +110,7 @@ TEST(Schema, StatesTypesRangesAndChoices) {
   EXPECT_EQ(properties["lora_r"]["type"], Json({"integer", "null"}));
   EXPECT_EQ(properties["lora_r"]["minimum"], 1);
   EXPECT_EQ(properties["lora_r"]["default"], 16);
+  EXPECT_EQ(properties["max_train_samples"]["anyOf"], Json::parse(R"([{"const": -1}, {"minimum": 1}])"));
   EXPECT_EQ(properties["lora_dropout"]["exclusiveMaximum"], 1);
   EXPECT_EQ(properties["lora_alpha"]["exclusiveMinimum"], 0);
   EXPECT_EQ(properties["packing"]["type"], Json({"boolean", "null"}));

@@ -97,6 +97,17 @@ TEST(Parse, ListsInEveryForm) {
               ElementsAre("q_proj", "v_proj"));
 }
 
+TEST(Parse, ListsAsJsonOnTheCommandLine) {
+  const Config config = train({"--validation_file=[\"a,b.jsonl\", \"c.jsonl\"]", "--lora_target_modules=[\"q_proj\"]",
+                               "--lora_modules_to_save= [ ] "})
+                            .config;
+  EXPECT_THAT(config.data.validation_file, ElementsAre("a,b.jsonl", "c.jsonl"));
+  EXPECT_THAT(config.lora.lora_target_modules, ElementsAre("q_proj"));
+  EXPECT_THAT(config.lora.lora_modules_to_save, IsEmpty());
+  EXPECT_THAT(train({"--lora_target_modules=[qv]_proj"}).config.lora.lora_target_modules, ElementsAre("[qv]_proj"));
+  EXPECT_THAT(train({"--validation_file=./[1].jsonl"}).config.data.validation_file, ElementsAre("./[1].jsonl"));
+}
+
 TEST(Parse, SchedulerParametersAsMapOrText) {
   const std::string expected = R"({"mode":"min","num_cycles":2,"rate":0.5,"warm":true})";
   const auto kwargs = [](const Parsed& parsed) { return parsed.config.training.lr_scheduler_kwargs; };

@@ -62,7 +62,8 @@ INSTANTIATE_TEST_SUITE_P(
                     missing(Command::kEval, "model_name_or_path: m", "validation_file"),
                     missing(Command::kEval, "model_name_or_path: m\ntrain_file: t", "validation_file"),
                     missing(Command::kGenerate, "model_name_or_path: m", "prompt"),
-                    missing(Command::kPreprocess, "model_name_or_path: m", "train_file")));
+                    missing(Command::kPreprocess, "model_name_or_path: m", "train_file"),
+                    missing(Command::kPreprocess, "train_file: t", "tokenizer_name or model_name_or_path")));
 
 INSTANTIATE_TEST_SUITE_P(
     Train, Contradiction,
@@ -113,6 +114,7 @@ TEST(Validate, AcceptsWhatIsConsistent) {
   EXPECT_THAT(notices_of(Command::kGenerate, "model_name_or_path: m\nprompt: p\ndo_sample: true\ntop_k: 5"), IsEmpty());
   EXPECT_THAT(notices_of(Command::kEval, "model_name_or_path: m\nvalidation_file: v"), IsEmpty());
   EXPECT_THAT(notices_of(Command::kPreprocess, "model_name_or_path: m\ntrain_file: v"), IsEmpty());
+  EXPECT_THAT(notices_of(Command::kPreprocess, "tokenizer_name: t\ntrain_file: v"), IsEmpty());
 }
 
 TEST(Validate, LooksOnlyAtOptionsOfTheCommand) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
+#include <pthread.h>
 
 #include <chrono>
 #include <numeric>
@@ -52,6 +53,20 @@ TEST(OrderedPipelineTest, NothingToDo) {
   Squares squares{.inputs = 0, .fails_at = -1, .produce_ends = -1, .consumed = {}};
   squares.run(3);
   EXPECT_TRUE(squares.consumed.empty());
+}
+
+TEST(OrderedPipelineTest, WorksWhereNoThreadCanBeStarted) {
+  pthread_attr_t usual;
+  pthread_attr_t huge;
+  ASSERT_EQ(pthread_getattr_default_np(&usual), 0);
+  ASSERT_EQ(pthread_getattr_default_np(&huge), 0);
+  ASSERT_EQ(pthread_attr_setstacksize(&huge, size_t{1} << 50), 0);
+  ASSERT_EQ(pthread_setattr_default_np(&huge), 0);
+  EXPECT_THROW(std::jthread([] {}), std::system_error);
+  Squares squares;
+  squares.run(3);
+  EXPECT_EQ(pthread_setattr_default_np(&usual), 0);
+  EXPECT_EQ(squares.consumed, squares_below(100));
 }
 
 TEST(OrderedPipelineTest, TheFirstFailureInOrderWins) {

@@ -12,7 +12,10 @@ namespace fettle::data {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::AllOf;
 using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::Not;
 using testing::Pair;
 
 std::string numbered_lines(int count) {
@@ -82,6 +85,54 @@ TEST_F(PrepareTest, SkippedRecordsAreCountedByReason) {
                                                            Pair("malformed JSON", 1), Pair("not an object", 1)));
 }
 
+TEST_F(PrepareTest, SkipCoversTheFirstRecords) {
+  config_.train_file = {folder_.write("bad.jsonl", "{]\n{\"txet\": \"a\"}\n{\"instruction\": 1}\n{\"text\": \"b\"}\n")};
+  config_.on_bad_record = "skip";
+  const TokenDataset train = prepared().train;
+  EXPECT_EQ(train.size(), 1);
+  EXPECT_EQ(train.record(0), 3);
+  EXPECT_THAT(train.preparation().dropped_why,
+              ElementsAre(Pair("column 'text' is missing", 2), Pair("malformed JSON", 1)));
+}
+
+TEST_F(PrepareTest, CountsAsCutOffOnlyWhatIsKept) {
+  const std::string ids = "[1,5,6,7,8,9,10,11,12,13]";
+  config_.train_file = {folder_.write(
+      "ids.jsonl", "{\"input_ids\":" + ids + ",\"labels\":[-100,5,6,7,8,9,10,11,12,13]}\n" + "{\"input_ids\":" + ids +
+                       ",\"labels\":[-100,-100,-100,-100,-100,-100,-100,11,12,13]}\n" +
+                       "{\"input_ids\":[1,5],\"labels\":[-100,5]}\n")};
+  config_.max_seq_length = 6;
+  const Preparation cut = prepared().train.preparation();
+  EXPECT_EQ(cut.documents, 2);
+  EXPECT_EQ(cut.truncated, 1);
+  EXPECT_EQ(cut.dropped_pieces, 0);
+  EXPECT_THAT(cut.dropped_why, ElementsAre(Pair("no target tokens within max_seq_length", 1)));
+  config_.packing_strategy = "bfd_split";
+  for (int time = 0; time < 2; ++time) {  // the second from the cache
+    const Preparation split = prepared().train.preparation();
+    EXPECT_EQ(split.documents, 4);
+    EXPECT_EQ(split.truncated, 0);
+    EXPECT_EQ(split.dropped_pieces, 1);
+    EXPECT_EQ(split.dropped, 0);
+  }
+}
+
+TEST_F(PrepareTest, NamesTheTemplateOnlyWhereOneApplies) {
+  const auto logged = [this](const std::string& record) {
+    config_.train_file = {folder_.write("one.jsonl", record + "\n")};
+    testing::internal::CaptureStderr();
+    prepared();
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(logged(R"({"instruction": "a", "output": "b"})"), HasSubstr("as alpaca, template alpaca"));
+  EXPECT_THAT(logged(R"({"text": "a"})"), AllOf(HasSubstr("as text"), Not(HasSubstr("template"))));
+  EXPECT_THAT(logged(R"({"input_ids": [1, 5]})"), AllOf(HasSubstr("as tokenized"), Not(HasSubstr("template"))));
+  const std::string pair = R"({"prompt": "a", "completion": "b"})";
+  EXPECT_THAT(logged(pair), AllOf(HasSubstr("as prompt_completion"), Not(HasSubstr("template"))));
+  config_.prompt_template = "llama2";
+  EXPECT_THAT(logged(pair), HasSubstr("as prompt_completion, template llama2"));
+}
+
 TEST_F(PrepareTest, SplitsLongDocumentsOnRequest) {
   config_.train_file = {folder_.write("long.txt", "once upon a time there was a little cat who lived in a big house")};
   config_.max_seq_length = 10;
@@ -148,7 +199,7 @@ TEST_F(PrepareTest, ValidationFileWinsOverThePercentage) {
 TEST_F(PrepareTest, FolderWithSplits) {
   folder_.write("set/data/train-00001-of-00002.jsonl", "{\"text\": \"second\"}\n");
   folder_.write("set/data/train-00000-of-00002.jsonl", "{\"text\": \"first\"}\n");
-  folder_.write("set/data/test.csv", "text\nheld out\n");
+  folder_.write("set/data/test.CSV", "text\nheld out\n");
   folder_.write("set/data/README.md", "no data");
   config_.train_file.clear();
   config_.dataset_name = (folder_.path() / "set").string();

@@ -13,6 +13,8 @@ namespace fettle::data {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::HasSubstr;
+using testing::ThrowsMessage;
 
 class PreprocessTest : public testing::Test {
  protected:
@@ -50,15 +52,60 @@ TEST_F(PreprocessTest, WritesTheDocumentsOfTraining) {
 }
 
 TEST_F(PreprocessTest, LeavesTheOldOutputWhenItFails) {
-  write_file(config_.preprocess.output, "old");
+  const std::string old = R"({"text": "a", "input_ids": [1], "labels": [1]})"
+                          "\n";
+  write_file(config_.preprocess.output, old);
   folder_.write("train.jsonl", "{]");
   EXPECT_THROW(preprocess(config_), Error);
-  EXPECT_EQ(read_file(config_.preprocess.output), "old");
+  EXPECT_EQ(read_file(config_.preprocess.output), old);
+}
+
+TEST_F(PreprocessTest, ReplacesOnlyItsOwnFiles) {
+  const auto output = [this](const std::string& content) {
+    write_file(config_.preprocess.output, content);
+    preprocess(config_);
+    return read_file(config_.preprocess.output);
+  };
+  const std::string written = output("");
+  EXPECT_EQ(output(written), written);
+  for (const std::string other : {"notes", "{}", R"({"text": "a", "labels": [1], "input_ids": [1]})",
+                                  R"({"text": "a", "input_ids": [1], "labels": [1], "id": 3})"}) {
+    EXPECT_THAT([&] { output(other); }, ThrowsMessage<Error>(HasSubstr("is not a file of fettle preprocess")));
+    EXPECT_EQ(read_file(config_.preprocess.output), other);
+  }
+  config_.preprocess.output = folder_.path().string();
+  EXPECT_THAT([&] { preprocess(config_); }, ThrowsMessage<Error>(HasSubstr("is not a file of")));
+}
+
+TEST_F(PreprocessTest, NeverReplacesAnInput) {
+  preprocess(config_);
+  const std::string tokenized = read_file(config_.preprocess.output);
+  fs::create_symlink(config_.preprocess.output, folder_.path() / "link.jsonl");
+  const std::string link = (folder_.path() / "link.jsonl").string();
+  for (const bool train : {true, false}) {
+    (train ? config_.data.train_file : config_.data.validation_file).assign(1, link);
+    try {
+      preprocess(config_);
+      ADD_FAILURE() << "no error";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kUsage);
+      EXPECT_THAT(std::string(error.what()), HasSubstr("is the input"));
+    }
+    EXPECT_EQ(read_file(config_.preprocess.output), tokenized);
+    config_.data.train_file = {(folder_.path() / "train.jsonl").string()};
+  }
 }
 
 TEST_F(PreprocessTest, UnwritableOutput) {
   config_.preprocess.output = (folder_.path() / "no" / "such" / "folder.jsonl").string();
-  EXPECT_THROW(preprocess(config_), Error);
+  try {
+    preprocess(config_);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kNoInput);
+    EXPECT_THAT(error.what(), HasSubstr("folder.jsonl"));
+  }
+  EXPECT_FALSE(fs::exists(config_.data.dataset_cache_directory)) << "found out only after the work";
 }
 
 TEST_F(PreprocessTest, LeavesNothingBesideTheOutput) {

@@ -12,14 +12,16 @@ namespace {
 using testing::ElementsAre;
 
 std::vector<std::string> texts_of(FileFormat format, std::string_view bytes, const std::string& sample_by = "line") {
-  const auto reader = open_records(format, bytes, sample_by);
+  config::DataConfig config;
+  config.sample_by = sample_by;
+  const auto reader = open_records(format, bytes, config);
   std::vector<std::string> texts;
   for (RawRecord raw; reader->next(raw);) texts.push_back(reader->parse(raw).at("text"));
   return texts;
 }
 
 std::vector<int64_t> lines_of(FileFormat format, std::string_view bytes) {
-  const auto reader = open_records(format, bytes, "line");
+  const auto reader = open_records(format, bytes, {});
   std::vector<int64_t> lines;
   for (RawRecord raw; reader->next(raw);) lines.push_back(raw.line);
   return lines;
@@ -45,11 +47,17 @@ TEST(ReaderTest, JsonObjectAroundTheRecords) {
 }
 
 TEST(ReaderTest, JsonObjectThatIsARecord) {
-  const auto reader = open_records(FileFormat::kJson, "{\n \"messages\": [{\"role\": \"user\"}]\n}\n", "line");
-  RawRecord raw;
-  ASSERT_TRUE(reader->next(raw));
-  EXPECT_EQ(reader->parse(raw).at("messages").size(), 1U);
-  EXPECT_FALSE(reader->next(raw));
+  config::DataConfig config;
+  for (const std::string column : {"messages", "conversations", "dialog", "data"}) {
+    if (column == "dialog") config.messages_column = column;
+    if (column == "data") config.conversations_column = column;
+    const std::string bytes = "{\n \"" + column + "\": [{\"role\": \"user\"}]\n}\n";
+    const auto reader = open_records(FileFormat::kJson, bytes, config);
+    RawRecord raw;
+    ASSERT_TRUE(reader->next(raw));
+    EXPECT_EQ(reader->parse(raw).at(column).size(), 1U);
+    EXPECT_FALSE(reader->next(raw));
+  }
 }
 
 TEST(ReaderTest, JsonLinesUnderEitherName) {
@@ -91,7 +99,7 @@ TEST(ReaderTest, CsvQuotesBreaksAndLineEndings) {
 }
 
 TEST(ReaderTest, CsvNamesTheIndexColumn) {
-  const auto reader = open_records(FileFormat::kCsv, ",text\n0,a\n", "line");
+  const auto reader = open_records(FileFormat::kCsv, ",text\n0,a\n", {});
   RawRecord raw;
   ASSERT_TRUE(reader->next(raw));
   EXPECT_EQ(reader->parse(raw).dump(), R"({"Unnamed: 0":"0","text":"a"})");
@@ -115,10 +123,20 @@ TEST(ReaderTest, EveryRecordOfTheRealFiles) {
                                       {"tests/data/datasets/tatqa_dev_alpaca_1000.json", 1000},
                                       {"examples/data/medical_meadow_wikidoc_patient_2000.json", 2000},
                                       {"tests/data/datasets/wikitext2_raw_test.txt", 4358}}) {
-    const auto reader = open_records(repository(path), "line");
+    const auto reader = open_records(repository(path), {});
     int64_t count = 0;
     for (RawRecord raw; reader->next(raw); ++count) ASSERT_NO_THROW(reader->parse(raw)) << reader->place(raw);
     EXPECT_EQ(count, records) << path;
+  }
+}
+
+TEST(ReaderTest, CountsWhatItGives) {
+  for (const char* path : {"tests/golden/text/parquet/many.parquet", "tests/data/datasets/mlx_wikisql_valid.jsonl"}) {
+    const auto reader = open_records(repository(path), {});
+    int64_t given = 0;
+    for (RawRecord raw; reader->next(raw);) EXPECT_EQ(raw.number, ++given);
+    EXPECT_EQ(open_records(repository(path), {})->count(), given);
+    EXPECT_GT(given, 99);
   }
 }
 

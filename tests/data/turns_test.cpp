@@ -35,7 +35,7 @@ std::vector<std::string> turns_of(const text::ChatTemplate& chat, const Record& 
 }
 
 std::vector<Conversation> conversations_in(const std::string& path, const std::string& column) {
-  const auto reader = open_records(repository("tests/data/datasets/" + path), "line");
+  const auto reader = open_records(repository("tests/data/datasets/" + path), {});
   std::vector<Conversation> conversations;
   for (RawRecord raw; reader->next(raw);) conversations.push_back(to_conversation(reader->parse(raw), column));
   return conversations;

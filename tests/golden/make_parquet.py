@@ -67,6 +67,8 @@ def main():
         options = {"data_page_version": version, "use_dictionary": dictionary, "store_schema": False}
         pq.write_table(table, OUT / f"{codec}.parquet", compression=codec, row_group_size=10, **options)
     pq.write_table(table.slice(0, 0), OUT / "empty.parquet")
+    for name, text, rows in (("many", "", 2500), ("long", "x" * 400_000, 6)):  # one row group each
+        pq.write_table(pa.table({"number": range(rows), "text": [text] * rows}), OUT / f"{name}.parquet", compression="zstd")
     pq.write_table(pa.table({"bytes": [b"\xff\xfe"]}), OUT / "binary.parquet")
 
 
