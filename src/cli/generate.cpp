@@ -50,7 +50,7 @@ bool print_now(const std::string& text) {
 int generate(const Arguments& arguments) {
   auto config = read_options(arguments, config::Command::kGenerate);
   if (!config) return 0;
-  device::start(config->device);
+  train::start_device(config->device);
   if (config->generation.prompt == "-") config->generation.prompt = standard_input();
   const train::ModelInputs inputs = train::load_inputs(config->model);
   const std::vector<int32_t> prompt = data::generation_prompt(config->generation, config->data, inputs.tokenizer);

@@ -200,7 +200,12 @@ std::vector<Option> device_options() {
        .slot = slot<&DeviceConfig::num_threads>,
        .help = "Compute threads; 0: one a physical core that the process may use.",
        .commands = kTrain | kEval | kGenerate,
-       .range = at_least(0)},
+       .range = between(0, 4096)},
+      {.name = "fused_ops",
+       .slot = slot<&DeviceConfig::fused_ops>,
+       .help = "Compute with Fettle's own kernels; false: plain torch operations instead, slow, for checking and bug "
+               "reports.",
+       .commands = kTrain | kEval | kGenerate},
   };
 }
 

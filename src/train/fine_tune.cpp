@@ -281,7 +281,7 @@ double peak_learning_rate(const config::TrainingConfig& training, const config::
 }
 
 void fine_tune(const config::Config& config) {
-  log::info("{}", device::start(config.device).description());
+  log::info("{}", start_device(config.device).description());
   ModelInputs inputs = load_inputs(config.model);
   data::PreparedData data = data::prepare(config.data, inputs.tokenizer, config.training.do_train);
   require_vocabulary(inputs, data.train);

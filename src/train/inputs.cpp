@@ -6,9 +6,17 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "hub/adapter.h"
+#include "ops/dispatch.h"
 
 namespace fettle::train {
+
+device::Device start_device(const config::DeviceConfig& options) {
+  if (!options.fused_ops) log::warning("fused_ops is false: plain torch operations are slow and need more memory");
+  ops::set_fused_ops(options.fused_ops);
+  return device::start(options);
+}
 
 ModelInputs load_inputs(const config::ModelConfig& model) {
   hub::ModelFolder base = hub::resolve_model(model);

@@ -2,8 +2,11 @@
 /// What every command that runs a model starts from.
 #pragma once
 
+#include <optional>
+
 #include "config/config.h"
 #include "data/dataset.h"
+#include "device/device.h"
 #include "hub/model_folder.h"
 #include "model/decoder.h"
 #include "text/tokenizer.h"
@@ -16,6 +19,9 @@ struct ModelInputs {
   model::DecoderSpec spec;
   text::Tokenizer tokenizer;
 };
+
+/// device::start, and ops with or without their own kernels, as fused_ops says.
+device::Device start_device(const config::DeviceConfig& options);
 
 /// Throws Error as hub::resolve_model, model::DecoderSpec::from_config and text::Tokenizer::load.
 ModelInputs load_inputs(const config::ModelConfig& model);

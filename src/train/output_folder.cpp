@@ -26,7 +26,8 @@ constexpr const char* kRunFile = "run.json";
 /// Options of `fettle train` that change no number of the training.
 const std::set<std::string_view>& free_options() {
   static const std::set<std::string_view> names = {
-      "cache_dir", "tokenizer_name", "device", "num_threads", "do_train", "do_eval", "gradient_checkpointing",
+      "cache_dir", "tokenizer_name", "device", "num_threads", "fused_ops", "do_train", "do_eval",
+      "gradient_checkpointing",
       // How often and where.
       "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "save_strategy", "save_steps",
       "save_total_limit", "output_dir", "overwrite_output_dir", "max_shard_size", "resume_from_checkpoint", "log_level",
