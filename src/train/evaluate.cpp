@@ -27,7 +27,28 @@ Evaluation finish(double loss_sum, int64_t target_tokens, int64_t records) {
     throw Error(ExitCode::kDiverged, fmt::format("the evaluation loss is {}", loss),
                 "the model holds NaN or infinity, or overflows: try bf16=false");
   }
-  return {loss, std::exp(loss), target_tokens, records};
+  return {loss, target_tokens, records};
+}
+
+/// The documents of one record.
+struct Record {
+  int64_t place = 0;  ///< in its file
+  int64_t begin = 0;  ///< first document
+  int64_t end = 0;
+};
+
+/// Those of a record follow each other.
+std::vector<Record> records_of(const data::TokenDataset& dataset) {
+  std::vector<Record> records;
+  for (int64_t i = 0; i < dataset.size(); ++i) {
+    if (records.empty() || records.back().place != dataset.record(i)) records.push_back({dataset.record(i), i, i});
+    records.back().end = i + 1;
+  }
+  return records;
+}
+
+int64_t count_records(const data::TokenDataset& dataset) {
+  return static_cast<int64_t>(records_of(dataset).size());
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ data::OrderOptions evaluation_order(const config::Config& config) {
 
 void log_evaluation(const char* when, const Evaluation& evaluation) {
   log::info("{}: loss {:.4f}, perplexity {:.3f} on {} records ({} target tokens)", when, evaluation.loss,
-            evaluation.perplexity, evaluation.records, evaluation.target_tokens);
+            evaluation.perplexity(), evaluation.records, evaluation.target_tokens);
 }
 
 /// One run of `fettle train`. Members are what several of its stages need.
@@ -120,8 +120,10 @@ Snapshot FineTuning::snapshot(const Run& run) const {
                           {"identity", identity_}};
   if (before_) state["evaluation_before"] = *before_;
   const char* weights_file = config_.lora.use_peft ? "adapter_model.safetensors" : "model.safetensors";
+                          {"evaluation", nullptr},
   return {weights_file, run.parameters, run.optimizer.state(), state};
 }
+  if (run.last_evaluation) state["evaluation"] = *run.last_evaluation;
 
 void FineTuning::resume(const fs::path& checkpoint, Run& run) {
   const nlohmann::json saved = read_checkpoint_state(checkpoint);
@@ -132,10 +134,12 @@ void FineTuning::resume(const fs::path& checkpoint, Run& run) {
   } catch (const nlohmann::json::exception&) {
     throw Error(ExitCode::kData, fmt::format("{} was written by another version", checkpoint.string()),
                 "start again with overwrite_output_dir and resume_from_checkpoint=none");
+    if (!saved.at("evaluation").is_null()) run.last_evaluation = saved.at("evaluation").get<Evaluation>();
   }
   restore_checkpoint(checkpoint, snapshot(run));
   run.model.refresh_compute_weights();
-  run.metrics.drop_after(run.state.step);
+  remove_checkpoints_after(output_dir_, run.state.step);
+  run.metrics.drop_after(run.state.step, run.last_evaluation.has_value());
   log::info("resuming from {} at step {} of {}", checkpoint.string(), run.state.step, run.total_steps);
 }
 
@@ -202,11 +206,11 @@ void FineTuning::write_results(const std::optional<Evaluation>& after) const {
                                     {"steps", state_.step}};
   if (before_) {
     results["eval_loss_before"] = before_->loss;
-    results["eval_perplexity_before"] = before_->perplexity;
+    results["eval_perplexity_before"] = before_->perplexity();
   }
   if (after) {
     results["eval_loss"] = after->loss;
-    results["eval_perplexity"] = after->perplexity;
+    results["eval_perplexity"] = after->perplexity();
     results["eval_target_tokens"] = after->target_tokens;
     results["eval_records"] = after->records;
   }
