@@ -113,7 +113,7 @@ struct OutputConfig {
 /// `fettle eval`.
 struct EvalConfig {
   std::string per_record;   ///< JSONL file: one line a record with its loss
-  std::string logits_file;  ///< safetensors file: float32 `record.<i>` [T, V]
+  std::string logits_file;  ///< safetensors file: float32 `record.<i>` [T, V], i the record's place in the file
 };
 
 /// `fettle generate`.

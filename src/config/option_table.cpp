@@ -119,11 +119,13 @@ std::vector<Option> eval_options() {
   return {
       {.name = "per_record",
        .slot = slot<&EvalConfig::per_record>,
-       .help = "File for one JSON line a record with its loss.",
+       .help = "File for one JSON line a record with its place in its file and its loss.",
        .commands = kEval},
       {.name = "logits_file",
        .slot = slot<&EvalConfig::logits_file>,
-       .help = "Safetensors file for the float32 logits, one tensor record.<i> [tokens, vocabulary] a record.",
+       .help =
+           "Safetensors file for the float32 logits: tensor record.<i> [tokens, vocabulary] for the record at place "
+           "i of its file, record.<i>.<part> where bfd_split made several documents of it.",
        .commands = kEval},
   };
 }

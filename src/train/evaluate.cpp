@@ -80,7 +80,7 @@ Evaluation evaluate(const model::Decoder& model, const data::TokenDataset& datas
     target_tokens += batch.target_tokens;
     --most_batches;
   }
-  return finish(loss_sum, target_tokens, dataset.size());
+  return finish(loss_sum, target_tokens, count_records(dataset));
 }
 
 Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,
@@ -89,28 +89,37 @@ Evaluation evaluate_records(const model::Decoder& model, const data::TokenDatase
   double loss_sum = 0;
   int64_t target_tokens = 0;
   std::string lines;
-  for (int64_t i = 0; i < dataset.size(); ++i) {
-    const data::Batch batch = single_document(dataset, i);
-    nlohmann::ordered_json line = {{"record", dataset.record(i)}, {"loss", nullptr}};
-    if (batch.target_tokens > 0) {
-      const double loss = model.loss_sum(to_tensors(batch)).item<double>();
-      loss_sum += loss;
-      target_tokens += batch.target_tokens;
-      line["loss"] = loss / static_cast<double>(batch.target_tokens);
+  for (const Record& record : records_of(dataset)) {
+    double loss = 0;
+    int64_t targets = 0;
+    int64_t tokens = 0;
+    for (int64_t i = record.begin; i < record.end; ++i) {
+      const data::Batch batch = single_document(dataset, i);
+      if (batch.target_tokens > 0) loss += model.loss_sum(to_tensors(batch)).item<double>();
+      targets += batch.target_tokens;
+      tokens += dataset.length(i);
     }
-    line["target_tokens"] = batch.target_tokens;
-    line["tokens"] = batch.tokens.size();
+    nlohmann::ordered_json line = {{"record", record.place}, {"loss", nullptr}};
+    if (targets > 0) line["loss"] = loss / static_cast<double>(targets);
+    line["target_tokens"] = targets;
+    line["tokens"] = tokens;
     lines += line.dump() + '\n';
+    loss_sum += loss;
+    target_tokens += targets;
   }
   write_file(file, lines);
-  return finish(loss_sum, target_tokens, dataset.size());
+  return finish(loss_sum, target_tokens, count_records(dataset));
 }
 
 void write_logits(const model::Decoder& model, const data::TokenDataset& dataset, const std::filesystem::path& file) {
   const c10::NoGradGuard no_gradients;
   std::vector<TensorStream::Entry> entries;
-  for (int64_t i = 0; i < dataset.size(); ++i) {
-    entries.push_back({fmt::format("record.{}", i), {dataset.length(i), model.spec().vocab_size}});
+  for (const Record& record : records_of(dataset)) {
+    for (int64_t i = record.begin; i < record.end; ++i) {
+      const bool whole = record.end - record.begin == 1;
+      const std::string part = whole ? "" : fmt::format(".{}", i - record.begin);
+      entries.push_back({fmt::format("record.{}{}", record.place, part), {dataset.length(i), model.spec().vocab_size}});
+    }
   }
   TensorStream stream(file, entries);
   for (int64_t i = 0; i < dataset.size(); ++i) {
