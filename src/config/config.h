@@ -27,7 +27,7 @@ struct LoraConfig {
   bool use_peft = true;  ///< false: full fine-tuning
   int64_t lora_r = 16;
   double lora_alpha = 32;
-  double lora_dropout = 0.0;
+  std::optional<double> lora_dropout;  ///< default 0, or with adapter_name_or_path the adapter's own
   std::vector<std::string> lora_target_modules = {"all-linear"};  ///< names, one regular expression, or all-linear
   std::vector<std::string> lora_exclude_modules;
   std::vector<std::string> lora_modules_to_save;  ///< trained and saved whole, e.g. lm_head, embed_tokens

@@ -55,7 +55,8 @@ std::vector<Option> lora_options() {
        .range = above(0)},
       {.name = "lora_dropout",
        .slot = slot<&LoraConfig::lora_dropout>,
-       .help = "Dropout on the adapter's input while training.",
+       .help = "Dropout on the adapter's input while training; unset: 0, or with adapter_name_or_path the adapter's "
+               "own.",
        .commands = kTrain,
        .range = from_to_below(0, 1)},
       {.name = "lora_target_modules",

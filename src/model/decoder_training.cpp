@@ -149,7 +149,7 @@ std::vector<Parameter*> DecoderImpl::parameters() {
 void Decoder::add_lora(const config::LoraConfig& config, uint64_t seed) {
   const hub::AdapterConfig adapter{.r = config.lora_r,
                                    .lora_alpha = config.lora_alpha,
-                                   .lora_dropout = config.lora_dropout,
+                                   .lora_dropout = config.lora_dropout.value_or(0),
                                    .use_rslora = config.use_rslora,
                                    .target_modules = module_selection(config.lora_target_modules),
                                    .exclude_modules = module_selection(config.lora_exclude_modules),

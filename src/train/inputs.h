@@ -32,7 +32,8 @@ void require_vocabulary(const ModelInputs& inputs, const data::TokenDataset& dat
 /// bfloat16 or float32.
 at::ScalarType compute_type(const config::TrainingConfig& training);
 
-/// The base's weights, with those of adapter_name_or_path if it is set.
-model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type);
+/// The base's weights, with those of adapter_name_or_path if it is set. `lora_dropout`: in place of the adapter's own.
+model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type,
+                          std::optional<double> lora_dropout = std::nullopt);
 
 }  // namespace fettle::train
