@@ -156,6 +156,7 @@ void Decoder::add_lora(const config::LoraConfig& config, uint64_t seed) {
                                    .modules_to_save = config.lora_modules_to_save,
                                    .base_model_name_or_path = {},
                                    .revision = {}};
+  require_exclusions_match(module_names(*impl_), adapter.exclude_modules);
   const at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   const auto start = [&](const TensorShape& shape) {
     if (shape.name.ends_with("lora_A.weight")) {
