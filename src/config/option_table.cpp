@@ -149,7 +149,7 @@ std::vector<Option> generation_options() {
        .slot = slot<&GenerationConfig::max_new_tokens>,
        .help = "Stop after this many generated tokens.",
        .commands = kGenerate,
-       .range = at_least(1)},
+       .range = between(1, 16777216)},
       {.name = "do_sample",
        .slot = slot<&GenerationConfig::do_sample>,
        .help = "Draw tokens at random; false: always the likeliest.",
@@ -158,7 +158,7 @@ std::vector<Option> generation_options() {
        .slot = slot<&GenerationConfig::temperature>,
        .help = "Divides the logits before sampling.",
        .commands = kGenerate,
-       .range = above(0)},
+       .range = between(0.0001, 10000)},
       {.name = "top_k",
        .slot = slot<&GenerationConfig::top_k>,
        .help = "Sample among this many likeliest tokens; 0: among all.",
@@ -173,7 +173,7 @@ std::vector<Option> generation_options() {
        .slot = slot<&GenerationConfig::repetition_penalty>,
        .help = "Above 1, tokens that already occurred become less likely.",
        .commands = kGenerate,
-       .range = above(0)},
+       .range = between(0.0001, 10000)},
   };
 }
 
