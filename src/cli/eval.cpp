@@ -5,7 +5,6 @@
 #include "base/log.h"
 #include "cli/commands.h"
 #include "cli/options.h"
-#include "device/device.h"
 #include "train/evaluate.h"
 #include "train/inputs.h"
 
@@ -14,7 +13,7 @@ namespace fettle::cli {
 int evaluate(const Arguments& arguments) {
   const auto config = read_options(arguments, config::Command::kEval);
   if (!config) return 0;
-  log::info("{}", device::start(config->device).description());
+  log::info("{}", train::start_device(config->device).description());
   const train::ModelInputs inputs = train::load_inputs(config->model);
   const data::PreparedData data = data::prepare(config->data, inputs.tokenizer, /*need_train=*/false);
   if (!data.validation) {

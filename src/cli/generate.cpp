@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/generate.h"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 #include <cstdio>
 #include <iostream>
@@ -11,18 +11,22 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "cli/text_stream.h"
 #include "data/generation.h"
 #include "device/device.h"
+#include "model/kv_cache.h"
 #include "train/inputs.h"
 
 namespace fettle::cli {
 namespace {
 
-/// What ends an answer: generation_config's eos_token_id (a number or a list), else config.json's; the tokenizer's too.
-std::vector<int32_t> stop_tokens(const train::ModelInputs& inputs) {
+/// What ends an answer: as in transformers generation_config's eos_token_id (a number or a list), else config.json's.
+/// The tokenizer's EOS too after a template: Fettle's training ends an answer with it, whatever the base's
+/// generation_config says, which is then one of its pre-training. And where nothing else is configured.
+std::vector<int32_t> stop_tokens(const train::ModelInputs& inputs, bool raw_prompt) {
   std::set<int32_t> ids;
   const nlohmann::json& configured = inputs.base.generation_config.value("eos_token_id", nlohmann::json());
   if (configured.is_number_integer()) ids.insert(configured.get<int32_t>());
@@ -32,8 +36,26 @@ std::vector<int32_t> stop_tokens(const train::ModelInputs& inputs) {
     }
   }
   if (ids.empty()) ids.insert(inputs.spec.eos_ids.begin(), inputs.spec.eos_ids.end());
-  if (inputs.tokenizer.eos_id()) ids.insert(*inputs.tokenizer.eos_id());
+  if (inputs.tokenizer.eos_id() && (!raw_prompt || ids.empty())) ids.insert(*inputs.tokenizer.eos_id());
   return {ids.begin(), ids.end()};
+}
+
+/// Refuses a length whose keys and values no memory holds; warns of one that the model was not made for.
+void check_length(const model::Decoder& model, size_t prompt, int64_t max_new_tokens) {
+  const int64_t length = static_cast<int64_t>(prompt) + max_new_tokens;
+  const double needed = model::KvCache::bytes(model.spec(), length, model.dtype());
+  const auto memory = static_cast<double>(device::machine_memory_bytes());
+  if (needed > memory) {
+    throw Error(
+        ExitCode::kOutOfMemory,
+        fmt::format("{} tokens of prompt and answer need {:.1f} GB for keys and values; this machine has {:.1f}",
+                    length, needed / 1e9, memory / 1e9),
+        "give a smaller max_new_tokens");
+  }
+  if (length > model.spec().max_positions) {
+    log::warning("the prompt's {} tokens and max_new_tokens {} exceed the {} positions that the model was made for",
+                 prompt, max_new_tokens, model.spec().max_positions);
+  }
 }
 
 std::string standard_input() {
@@ -50,14 +72,16 @@ bool print_now(const std::string& text) {
 int generate(const Arguments& arguments) {
   auto config = read_options(arguments, config::Command::kGenerate);
   if (!config) return 0;
-  device::start(config->device);
+  train::start_device(config->device);
   if (config->generation.prompt == "-") config->generation.prompt = standard_input();
   const train::ModelInputs inputs = train::load_inputs(config->model);
   const std::vector<int32_t> prompt = data::generation_prompt(config->generation, config->data, inputs.tokenizer);
   const model::Decoder model = train::load_model(inputs, config->model, train::compute_type(config->training));
+  check_length(model, prompt.size(), config->generation.max_new_tokens);
   TextStream text(inputs.tokenizer);
   model::generate(model, prompt, config->generation, static_cast<uint64_t>(config->training.seed),
-                  {stop_tokens(inputs), [&text](int32_t token) { return print_now(text.add(token)); }});
+                  {stop_tokens(inputs, config->generation.raw_prompt),
+                   [&text](int32_t token) { return print_now(text.add(token)); }});
   if (!print_now(text.finish() + '\n')) throw Error(ExitCode::kIo, "cannot write to standard output", "check the pipe");
   return 0;
 }

@@ -27,7 +27,7 @@ struct LoraConfig {
   bool use_peft = true;  ///< false: full fine-tuning
   int64_t lora_r = 16;
   double lora_alpha = 32;
-  double lora_dropout = 0.0;
+  std::optional<double> lora_dropout;  ///< default 0, or with adapter_name_or_path the adapter's own
   std::vector<std::string> lora_target_modules = {"all-linear"};  ///< names, one regular expression, or all-linear
   std::vector<std::string> lora_exclude_modules;
   std::vector<std::string> lora_modules_to_save;  ///< trained and saved whole, e.g. lm_head, embed_tokens
@@ -113,7 +113,7 @@ struct OutputConfig {
 /// `fettle eval`.
 struct EvalConfig {
   std::string per_record;   ///< JSONL file: one line a record with its loss
-  std::string logits_file;  ///< safetensors file: float32 `record.<i>` [T, V]
+  std::string logits_file;  ///< safetensors file: float32 `record.<i>` [T, V], i the record's place in the file
 };
 
 /// `fettle generate`.
@@ -139,6 +139,7 @@ struct PreprocessConfig {
 struct DeviceConfig {
   std::string device = "auto";  ///< auto or cpu
   int64_t num_threads = 0;      ///< 0: one a physical core that this process may use
+  bool fused_ops = true;        ///< false: plain torch operations in place of Fettle's kernels
 };
 
 struct Config {

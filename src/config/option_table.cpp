@@ -55,7 +55,8 @@ std::vector<Option> lora_options() {
        .range = above(0)},
       {.name = "lora_dropout",
        .slot = slot<&LoraConfig::lora_dropout>,
-       .help = "Dropout on the adapter's input while training.",
+       .help = "Dropout on the adapter's input while training; unset: 0, or with adapter_name_or_path the adapter's "
+               "own.",
        .commands = kTrain,
        .range = from_to_below(0, 1)},
       {.name = "lora_target_modules",
@@ -119,11 +120,13 @@ std::vector<Option> eval_options() {
   return {
       {.name = "per_record",
        .slot = slot<&EvalConfig::per_record>,
-       .help = "File for one JSON line a record with its loss.",
+       .help = "File for one JSON line a record with its place in its file and its loss.",
        .commands = kEval},
       {.name = "logits_file",
        .slot = slot<&EvalConfig::logits_file>,
-       .help = "Safetensors file for the float32 logits, one tensor record.<i> [tokens, vocabulary] a record.",
+       .help =
+           "Safetensors file for the float32 logits: tensor record.<i> [tokens, vocabulary] for the record at place "
+           "i of its file, record.<i>.<part> where bfd_split made several documents of it.",
        .commands = kEval},
   };
 }
@@ -146,7 +149,7 @@ std::vector<Option> generation_options() {
        .slot = slot<&GenerationConfig::max_new_tokens>,
        .help = "Stop after this many generated tokens.",
        .commands = kGenerate,
-       .range = at_least(1)},
+       .range = between(1, 16777216)},
       {.name = "do_sample",
        .slot = slot<&GenerationConfig::do_sample>,
        .help = "Draw tokens at random; false: always the likeliest.",
@@ -155,7 +158,7 @@ std::vector<Option> generation_options() {
        .slot = slot<&GenerationConfig::temperature>,
        .help = "Divides the logits before sampling.",
        .commands = kGenerate,
-       .range = above(0)},
+       .range = between(0.0001, 10000)},
       {.name = "top_k",
        .slot = slot<&GenerationConfig::top_k>,
        .help = "Sample among this many likeliest tokens; 0: among all.",
@@ -170,7 +173,7 @@ std::vector<Option> generation_options() {
        .slot = slot<&GenerationConfig::repetition_penalty>,
        .help = "Above 1, tokens that already occurred become less likely.",
        .commands = kGenerate,
-       .range = above(0)},
+       .range = between(0.0001, 10000)},
   };
 }
 
@@ -202,7 +205,12 @@ std::vector<Option> device_options() {
        .slot = slot<&DeviceConfig::num_threads>,
        .help = "Compute threads; 0: one a physical core that the process may use.",
        .commands = kTrain | kEval | kGenerate,
-       .range = at_least(0)},
+       .range = between(0, 4096)},
+      {.name = "fused_ops",
+       .slot = slot<&DeviceConfig::fused_ops>,
+       .help = "Compute with Fettle's own kernels; false: plain torch operations instead, slow, for checking and bug "
+               "reports.",
+       .commands = kTrain | kEval | kGenerate},
   };
 }
 

@@ -56,6 +56,8 @@ class Rules {
       throw Error(ExitCode::kConfig, what, fmt::format("remove {} or change {}", option, culprit));
     }
     parsed_.notices.push_back(what);
+    set_default(*find_option(option), parsed_.config);  // or a log and a model card would claim it was used
+    parsed_.given.erase(std::string(option));
   }
 
   void no_effect(std::initializer_list<std::string_view> options, std::string_view cause, std::string_view culprit) {
@@ -111,6 +113,11 @@ void check_data(Rules& rules, const DataConfig& data) {
 void check_method(Rules& rules, const Config& config) {
   if (config.lora.use_peft) {
     rules.no_effect("max_shard_size", "an adapter is one file", "use_peft");
+    if (!config.model.adapter_name_or_path.empty()) {
+      rules.no_effect(
+          {"lora_r", "lora_alpha", "lora_target_modules", "lora_exclude_modules", "lora_modules_to_save", "use_rslora"},
+          "adapter_name_or_path is given, and the adapter has its own", "adapter_name_or_path");
+    }
     return;
   }
   rules.no_effect({"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_exclude_modules",

@@ -31,9 +31,9 @@ std::string first_line(const std::string& path) {
   return line;
 }
 
-/// The value of "<key>: <n> kB" in /proc/self/status, in bytes.
-int64_t status_bytes(std::string_view key) {
-  std::ifstream file("/proc/self/status");
+/// The value of "<key> <n> kB" in a file of the kernel, in bytes; 0 if there is none.
+int64_t kernel_bytes(const char* path, std::string_view key) {
+  std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     if (!line.starts_with(key)) continue;
     std::istringstream value(line.substr(key.size()));
@@ -131,12 +131,19 @@ void restore_random_state(const at::Tensor& state) {
   generator().set_state(state);
 }
 
+int64_t machine_memory_bytes() {
+  const int64_t machine = kernel_bytes("/proc/meminfo", "MemTotal:");
+  int64_t group = 0;
+  const bool limited = static_cast<bool>(std::istringstream(first_line("/sys/fs/cgroup/memory.max")) >> group);
+  return limited && group > 0 ? std::min(group, machine) : machine;
+}
+
 int64_t memory_bytes() {
-  return status_bytes("VmRSS:");
+  return kernel_bytes("/proc/self/status", "VmRSS:");
 }
 
 int64_t peak_memory_bytes() {
-  return status_bytes("VmHWM:");
+  return kernel_bytes("/proc/self/status", "VmHWM:");
 }
 
 double measure_matmul_peak(at::ScalarType type) {

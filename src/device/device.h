@@ -46,6 +46,9 @@ void seed(uint64_t value);
 at::Tensor random_state();
 void restore_random_state(const at::Tensor& state);
 
+/// Memory of the machine, or of this process's control group if that has less.
+int64_t machine_memory_bytes();
+
 /// Resident bytes of this process now, and the most since it started.
 int64_t memory_bytes();
 int64_t peak_memory_bytes();

@@ -3,7 +3,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/embedding.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
@@ -150,7 +149,7 @@ at::Tensor Decoder::hidden_states(const Batch& batch, KvCache* cache) const {
                       .rope = rope_table(model.spec.rope, batch.positions, batch.cu_seqlens, model.dtype),
                       .lora = model.lora_options(),
                       .cache = cache};
-  at::Tensor x = at::embedding(model.embedding->value(), batch.tokens);  // [T, C]
+  at::Tensor x = model.embedding->rows(batch.tokens);  // [T, C]
   for (int64_t i = 0; i < model.spec.layers; ++i) {
     const Layer& layer = model.layers[static_cast<size_t>(i)];
     if (model.checkpoints_gradients && cache == nullptr) {

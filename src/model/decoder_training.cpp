@@ -149,13 +149,14 @@ std::vector<Parameter*> DecoderImpl::parameters() {
 void Decoder::add_lora(const config::LoraConfig& config, uint64_t seed) {
   const hub::AdapterConfig adapter{.r = config.lora_r,
                                    .lora_alpha = config.lora_alpha,
-                                   .lora_dropout = config.lora_dropout,
+                                   .lora_dropout = config.lora_dropout.value_or(0),
                                    .use_rslora = config.use_rslora,
                                    .target_modules = module_selection(config.lora_target_modules),
                                    .exclude_modules = module_selection(config.lora_exclude_modules),
                                    .modules_to_save = config.lora_modules_to_save,
                                    .base_model_name_or_path = {},
                                    .revision = {}};
+  require_exclusions_match(module_names(*impl_), adapter.exclude_modules);
   const at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   const auto start = [&](const TensorShape& shape) {
     if (shape.name.ends_with("lora_A.weight")) {

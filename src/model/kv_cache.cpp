@@ -12,6 +12,11 @@ KvCache::KvCache(const DecoderSpec& spec, int64_t capacity, at::ScalarType dtype
   }
 }
 
+double KvCache::bytes(const DecoderSpec& spec, int64_t capacity, at::ScalarType dtype) {
+  const auto row = static_cast<double>(2 * spec.layers * spec.kv_heads * spec.head_dim);
+  return row * static_cast<double>(capacity) * static_cast<double>(c10::elementSize(dtype));
+}
+
 std::pair<at::Tensor, at::Tensor> KvCache::append(int64_t layer, const at::Tensor& key, const at::Tensor& value) {
   const auto index = static_cast<size_t>(layer);
   const int64_t tokens = key.size(0);

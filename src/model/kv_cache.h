@@ -17,6 +17,9 @@ class KvCache {
   /// Room for `capacity` tokens: 2·layers·capacity·kv_heads·head_dim elements of `dtype`.
   KvCache(const DecoderSpec& spec, int64_t capacity, at::ScalarType dtype);
 
+  /// What one of that capacity takes; a double, which no capacity overflows.
+  static double bytes(const DecoderSpec& spec, int64_t capacity, at::ScalarType dtype);
+
   /// Tokens stored in every layer.
   [[nodiscard]] int64_t length() const { return length_; }
   [[nodiscard]] int64_t capacity() const { return capacity_; }

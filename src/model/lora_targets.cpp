@@ -165,4 +165,24 @@ LoraTargets select_targets(const ModuleNames& modules, const hub::AdapterConfig&
   return targets;
 }
 
+void require_exclusions_match(const ModuleNames& modules, const hub::ModuleSelection& exclude) {
+  if (lower(exclude.pattern) == kAllLinear) {
+    throw Error(ExitCode::kConfig, "lora_exclude_modules: all-linear leaves no layer", available(modules));
+  }
+  const std::vector<std::string> all = all_names(modules);
+  for (const std::string& name : exclude.names) {
+    if (std::ranges::none_of(all, [&](const std::string& module) { return is_or_ends_with(module, name); })) {
+      throw Error(ExitCode::kConfig, fmt::format("lora_exclude_modules: '{}' matches no layer", name),
+                  available(modules));
+    }
+  }
+  if (exclude.pattern.empty()) return;
+  const std::regex pattern = compile(exclude.pattern, "lora_exclude_modules");
+  if (std::ranges::none_of(all, [&](const std::string& module) { return std::regex_match(module, pattern); })) {
+    throw Error(ExitCode::kConfig,
+                fmt::format("lora_exclude_modules: '{}' matches no layer's full name", exclude.pattern),
+                available(modules));
+  }
+}
+
 }  // namespace fettle::model

@@ -39,4 +39,8 @@ struct LoraTargets {
 /// shares with it.
 LoraTargets select_targets(const ModuleNames& modules, const hub::AdapterConfig& config);
 
+/// Throws Error{kConfig}, listing the names there are, if a name or the pattern of lora_exclude_modules matches no
+/// module, or the pattern is all-linear. Not for a saved adapter: PEFT writes and loads those that exclude nothing.
+void require_exclusions_match(const ModuleNames& modules, const hub::ModuleSelection& exclude);
+
 }  // namespace fettle::model

@@ -2,6 +2,8 @@
 #include "model/parameter.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/embedding_dense_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <utility>
@@ -27,6 +29,21 @@ class CastOnce : public torch::autograd::Function<CastOnce> {
   }
 };
 
+class Rows : public torch::autograd::Function<Rows> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& master, const at::Tensor& indices, Copy copy) {
+    context->save_for_backward({indices});
+    context->saved_data["rows"] = master.size(0);
+    return at::embedding(copy.tensor, indices);
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    return {at::embedding_dense_backward(gradients[0].to(at::kFloat), context->get_saved_variables()[0],
+                                         context->saved_data["rows"].toInt(), /*padding_idx=*/-1,
+                                         /*scale_grad_by_freq=*/false),
+            at::Tensor(), at::Tensor()};
+  }
+};
+
 }  // namespace
 
 Parameter::Parameter(std::string name, at::Tensor value) : name_(std::move(name)), value_(std::move(value)) {}
@@ -36,6 +53,10 @@ at::Tensor Parameter::value() const {
     return value_;
   }
   return value_.scalar_type() == at::kFloat ? master_ : CastOnce::apply(master_, Copy{value_});
+}
+
+at::Tensor Parameter::rows(const at::Tensor& indices) const {
+  return is_trained() ? Rows::apply(master_, indices, Copy{value_}) : at::embedding(value_, indices);
 }
 
 void Parameter::train(const at::Tensor& start) {

@@ -18,6 +18,9 @@ class Parameter {
   [[nodiscard]] const at::Tensor& stored() const { return value_; }
   /// What products use. If it is trained, its gradient arrives at the master as float32.
   [[nodiscard]] at::Tensor value() const;
+  /// Rows of a matrix [V, C]: value()[indices] for int64 indices [T], bit for bit. The gradient of a row is summed over
+  /// its occurrences in float32: in bfloat16 the sum of a frequent token stops growing after a few hundred of them.
+  [[nodiscard]] at::Tensor rows(const at::Tensor& indices) const;
 
   [[nodiscard]] bool is_trained() const { return master_.defined(); }
   /// float32 leaf that requires gradients; undefined if the parameter is frozen.

@@ -2,10 +2,14 @@
 #include "model/sampling.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/multinomial.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <limits>
+
+#include "base/error.h"
 
 namespace fettle::model {
 namespace {
@@ -62,6 +66,10 @@ at::Tensor process_logits(at::Tensor logits, const std::vector<int32_t>& tokens,
 
 int32_t next_token(at::Tensor logits, const std::vector<int32_t>& tokens, const config::GenerationConfig& options,
                    const at::Generator& generator) {
+  if (!logits.isfinite().all().item<bool>()) {
+    throw Error(ExitCode::kDiverged, fmt::format("the logits of token {} are not finite", tokens.size()),
+                "the model or adapter holds NaN or infinity, or overflows: try bf16=false");
+  }
   const at::Tensor processed = process_logits(std::move(logits), tokens, options);
   const at::Tensor chosen = options.do_sample
                                 ? at::multinomial(processed.softmax(0), 1, /*replacement=*/false, generator)

@@ -18,7 +18,8 @@ namespace fettle::model {
 at::Tensor process_logits(at::Tensor logits, const std::vector<int32_t>& tokens,
                           const config::GenerationConfig& options);
 
-/// The most likely token, or with do_sample one drawn from the processed distribution.
+/// The most likely token, or with do_sample one drawn from the processed distribution. Throws Error{kDiverged} if a
+/// logit is not finite.
 int32_t next_token(at::Tensor logits, const std::vector<int32_t>& tokens, const config::GenerationConfig& options,
                    const at::Generator& generator);
 

@@ -148,7 +148,8 @@ void read_sizes(ConfigReader& config, const Family& family, DecoderSpec& spec) {
   spec.intermediate_size = config.integer("intermediate_size", kSize);
   spec.layers = config.integer("num_hidden_layers", kCount);
   spec.heads = config.integer("num_attention_heads", kCount);
-  spec.kv_heads = config.integer_or("num_key_value_heads", kCount, family.kv_heads == 0 ? spec.heads : family.kv_heads);
+  const bool as_many = family.kv_heads == 0 || config.is_null("num_key_value_heads");
+  spec.kv_heads = config.integer_or("num_key_value_heads", kCount, as_many ? spec.heads : family.kv_heads);
   spec.max_positions = config.integer_or("max_position_embeddings", {1, int64_t{1} << 40}, family.max_positions);
   if (!config.has("head_dim") && family.head_dim == 0 && spec.hidden_size % spec.heads != 0) {
     config.fail("hidden_size",
@@ -220,7 +221,7 @@ RopeKind rope_kind(ConfigReader& rope) {
 RopeSpec read_rope(ConfigReader& config, const DecoderSpec& spec) {
   const nlohmann::json& scaling = config.raw("rope_scaling");
   const nlohmann::json& parameters = config.raw("rope_parameters");
-  const bool old_style = !scaling.is_null();
+  const bool old_style = !scaling.is_null() && !scaling.empty();  // as transformers' `rope_scaling or rope_parameters`
   static const nlohmann::json kNothing = nlohmann::json::object();
   ConfigReader rope(old_style ? scaling : (parameters.is_null() ? kNothing : parameters),
                     old_style ? "config.json: rope_scaling" : "config.json: rope_parameters");

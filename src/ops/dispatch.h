@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// How a front door picks its kernel: CPU kernels for float32 and bfloat16; the composite for everything else.
+/// How a front door picks its kernel: CPU kernels for float32 and bfloat16; the composite for everything else, and for
+/// all once fused operations are switched off.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -7,12 +8,25 @@
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 namespace fettle::ops {
 
+namespace detail {
+inline std::atomic<bool> fused_ops = true;
+}
+
+/// false: every front door takes its composite twin, plain torch operations. Set once, before any tensor work.
+inline void set_fused_ops(bool on) {
+  detail::fused_ops = on;
+}
+inline bool uses_fused_ops() {
+  return detail::fused_ops;
+}
+
 inline bool has_cpu_kernel(const at::Tensor& x) {
-  return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+  return uses_fused_ops() && x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 
 /// Calls `run` with a value of the element type: run(float{}) or run(c10::BFloat16{}). Only after has_cpu_kernel.

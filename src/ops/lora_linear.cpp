@@ -13,6 +13,8 @@
 
 #include <algorithm>
 
+#include "ops/dispatch.h"
+
 namespace fettle::ops {
 namespace {
 
@@ -188,7 +190,7 @@ std::vector<at::Tensor> lora_linear(const at::Tensor& x, const std::vector<LoraP
     check(x, projection);
     const bool constant =
         !projection.weight.requires_grad() && !(projection.bias.defined() && projection.bias.requires_grad());
-    if (at::GradMode::is_enabled() && !constant) {
+    if (!uses_fused_ops() || (at::GradMode::is_enabled() && !constant)) {
       return composite::lora_linear(x, projections, options);
     }
     if (projection.a.defined()) {

@@ -57,8 +57,10 @@ void remove_folder(const fs::path& folder) {
   if (failure) log::warning("cannot remove {}: {}", folder.string(), failure.message());
 }
 
+enum class Compare { kSizes, kHashes };
+
 /// See why_broken; throws nlohmann's exceptions for a manifest of the wrong form.
-std::string compare_with_manifest(const fs::path& folder) {
+std::string compare_with_manifest(const fs::path& folder, Compare what) {
   if (!fs::is_regular_file(folder / kManifest)) return fmt::format("{} is missing", kManifest);
   const nlohmann::json files = nlohmann::json::parse(read_file(folder / kManifest)).at("files");
   for (const char* name : {kOptimizer, kRandomState, kState}) {
@@ -68,9 +70,23 @@ std::string compare_with_manifest(const fs::path& folder) {
     if (fs::path(name).filename() != name) return fmt::format("{} lists '{}'", kManifest, name);
     if (!fs::is_regular_file(folder / name)) return fmt::format("{} is missing", name);
     if (entry.at("bytes") != fs::file_size(folder / name)) return fmt::format("{} has another size", name);
-    if (entry.at("sha256") != hash_file(folder / name)) return fmt::format("{} has another SHA-256", name);
+    if (what == Compare::kHashes && entry.at("sha256") != hash_file(folder / name))
+      return fmt::format("{} has another SHA-256", name);
   }
   return {};
+}
+
+std::string why_broken(const fs::path& folder, Compare what) {
+  try {
+    return compare_with_manifest(folder, what);
+  } catch (const nlohmann::json::exception&) {
+    return fmt::format("{} is not a manifest", kManifest);
+  } catch (const fs::filesystem_error& error) {
+    throw_system_error("read", error.path1(), error.code().value());
+  } catch (const Error& error) {
+    if (error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission) throw;
+    return error.what();
+  }
 }
 
 void write_files(const fs::path& folder, const Snapshot& snapshot, const AddFiles& add_files) {
@@ -125,19 +141,15 @@ nlohmann::json read_checkpoint_state(const fs::path& folder) {
 }
 
 std::string why_broken(const fs::path& folder) {
-  try {
-    return compare_with_manifest(folder);
-  } catch (const nlohmann::json::exception&) {
-    return fmt::format("{} is not a manifest", kManifest);
-  } catch (const Error& error) {
-    return error.what();
-  }
+  return why_broken(folder, Compare::kHashes);
 }
 
 std::vector<fs::path> list_checkpoints(const fs::path& output_dir) {
   std::map<int64_t, fs::path> by_step;
   std::error_code failure;
-  for (const fs::directory_entry& entry : fs::directory_iterator(output_dir, failure)) {
+  fs::directory_iterator entries(output_dir, failure);
+  if (failure && failure.value() != ENOENT) throw_system_error("read folder", output_dir, failure.value());
+  for (const fs::directory_entry& entry : entries) {
     const auto step = step_of(entry.path());
     if (step && entry.is_directory()) by_step[*step] = entry.path();
   }
@@ -146,15 +158,12 @@ std::vector<fs::path> list_checkpoints(const fs::path& output_dir) {
   return folders;
 }
 
-std::optional<fs::path> newest_checkpoint(const fs::path& output_dir) {
-  std::vector<fs::path> folders = list_checkpoints(output_dir);
-  std::reverse(folders.begin(), folders.end());
-  for (const fs::path& folder : folders) {
-    const std::string reason = why_broken(folder);
-    if (reason.empty()) return folder;
-    log::warning("{} is broken and skipped: {}", folder.string(), reason);
+void remove_checkpoints_after(const fs::path& output_dir, int64_t step) {
+  for (const fs::path& folder : list_checkpoints(output_dir)) {
+    if (step_of(folder) <= step) continue;
+    log::warning("removing {}: this run continues at step {}", folder.string(), step);
+    remove_folder(folder);
   }
-  return std::nullopt;
 }
 
 void prune_checkpoints(const fs::path& output_dir, int64_t keep) {
@@ -162,10 +171,23 @@ void prune_checkpoints(const fs::path& output_dir, int64_t keep) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with(kPrefix) && name.ends_with(kUnfinished)) remove_folder(entry.path());
   }
-  const std::vector<fs::path> folders = list_checkpoints(output_dir);
-  const auto limit = static_cast<size_t>(keep);
-  if (keep <= 0 || folders.size() <= limit) return;
-  for (size_t i = 0; i < folders.size() - limit; ++i) remove_folder(folders[i]);
+  if (keep <= 0) return;
+  std::vector<fs::path> folders = list_checkpoints(output_dir);
+  std::ranges::reverse(folders);
+  int64_t kept = 0;
+  for (const fs::path& folder : folders) {
+    try {
+      const std::string reason = kept < keep ? why_broken(folder, Compare::kSizes) : "";
+      if (!reason.empty()) log::warning("removing {}, which is broken: {}", folder.string(), reason);
+      if (kept == keep || !reason.empty()) {
+        remove_folder(folder);
+      } else {
+        ++kept;
+      }
+    } catch (const Error& error) {  // it may be whole, and the run goes on
+      log::warning("{} stays: {}", folder.string(), error.what());
+    }
+  }
 }
 
 }  // namespace fettle::train

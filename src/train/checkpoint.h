@@ -46,16 +46,20 @@ void restore_checkpoint(const std::filesystem::path& folder, const Snapshot& sna
 /// trainer_state.json of a checkpoint.
 nlohmann::json read_checkpoint_state(const std::filesystem::path& folder);
 
-/// Empty if all files are there with the sizes and hashes of the manifest; else what is wrong, naming the file.
+/// Empty if all files are there with the sizes and hashes of the manifest; else what is wrong, naming the file. Throws
+/// Error{kIo} or {kPermission} for a file that cannot be read: it may be whole.
 std::string why_broken(const std::filesystem::path& folder);
 
-/// The valid checkpoint of the highest step. Broken ones are named in the log and passed over.
-std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& output_dir);
-
-/// checkpoint-<step> folders, ascending by step, broken ones included.
+/// checkpoint-<step> folders, ascending by step, broken ones included. Throws Error{kIo} or {kPermission} if output_dir
+/// cannot be read; one that does not exist has none.
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& output_dir);
 
-/// Removes all but the newest `keep` checkpoints (0: keeps all) and what killed runs left half written.
+/// Removes the checkpoints of steps after `step`, named in the log: a run that continues at `step` has found them
+/// broken or another run's, or was told to go back, and would mistake them for its own.
+void remove_checkpoints_after(const std::filesystem::path& output_dir, int64_t step);
+
+/// Removes what does not belong to the newest `keep` checkpoints (0: keeps all) of which all files are there in their
+/// sizes, and what killed runs left half written. Hashes are not compared: that reads gigabytes at every save.
 void prune_checkpoints(const std::filesystem::path& output_dir, int64_t keep);
 
 }  // namespace fettle::train

@@ -27,7 +27,28 @@ Evaluation finish(double loss_sum, int64_t target_tokens, int64_t records) {
     throw Error(ExitCode::kDiverged, fmt::format("the evaluation loss is {}", loss),
                 "the model holds NaN or infinity, or overflows: try bf16=false");
   }
-  return {loss, std::exp(loss), target_tokens, records};
+  return {loss, target_tokens, records};
+}
+
+/// The documents of one record.
+struct Record {
+  int64_t place = 0;  ///< in its file
+  int64_t begin = 0;  ///< first document
+  int64_t end = 0;
+};
+
+/// Those of a record follow each other.
+std::vector<Record> records_of(const data::TokenDataset& dataset) {
+  std::vector<Record> records;
+  for (int64_t i = 0; i < dataset.size(); ++i) {
+    if (records.empty() || records.back().place != dataset.record(i)) records.push_back({dataset.record(i), i, i});
+    records.back().end = i + 1;
+  }
+  return records;
+}
+
+int64_t count_records(const data::TokenDataset& dataset) {
+  return static_cast<int64_t>(records_of(dataset).size());
 }
 
 }  // namespace
@@ -59,7 +80,7 @@ Evaluation evaluate(const model::Decoder& model, const data::TokenDataset& datas
     target_tokens += batch.target_tokens;
     --most_batches;
   }
-  return finish(loss_sum, target_tokens, dataset.size());
+  return finish(loss_sum, target_tokens, count_records(dataset));
 }
 
 Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,
@@ -68,28 +89,37 @@ Evaluation evaluate_records(const model::Decoder& model, const data::TokenDatase
   double loss_sum = 0;
   int64_t target_tokens = 0;
   std::string lines;
-  for (int64_t i = 0; i < dataset.size(); ++i) {
-    const data::Batch batch = single_document(dataset, i);
-    nlohmann::ordered_json line = {{"record", dataset.record(i)}, {"loss", nullptr}};
-    if (batch.target_tokens > 0) {
-      const double loss = model.loss_sum(to_tensors(batch)).item<double>();
-      loss_sum += loss;
-      target_tokens += batch.target_tokens;
-      line["loss"] = loss / static_cast<double>(batch.target_tokens);
+  for (const Record& record : records_of(dataset)) {
+    double loss = 0;
+    int64_t targets = 0;
+    int64_t tokens = 0;
+    for (int64_t i = record.begin; i < record.end; ++i) {
+      const data::Batch batch = single_document(dataset, i);
+      if (batch.target_tokens > 0) loss += model.loss_sum(to_tensors(batch)).item<double>();
+      targets += batch.target_tokens;
+      tokens += dataset.length(i);
     }
-    line["target_tokens"] = batch.target_tokens;
-    line["tokens"] = batch.tokens.size();
+    nlohmann::ordered_json line = {{"record", record.place}, {"loss", nullptr}};
+    if (targets > 0) line["loss"] = loss / static_cast<double>(targets);
+    line["target_tokens"] = targets;
+    line["tokens"] = tokens;
     lines += line.dump() + '\n';
+    loss_sum += loss;
+    target_tokens += targets;
   }
   write_file(file, lines);
-  return finish(loss_sum, target_tokens, dataset.size());
+  return finish(loss_sum, target_tokens, count_records(dataset));
 }
 
 void write_logits(const model::Decoder& model, const data::TokenDataset& dataset, const std::filesystem::path& file) {
   const c10::NoGradGuard no_gradients;
   std::vector<TensorStream::Entry> entries;
-  for (int64_t i = 0; i < dataset.size(); ++i) {
-    entries.push_back({fmt::format("record.{}", i), {dataset.length(i), model.spec().vocab_size}});
+  for (const Record& record : records_of(dataset)) {
+    for (int64_t i = record.begin; i < record.end; ++i) {
+      const bool whole = record.end - record.begin == 1;
+      const std::string part = whole ? "" : fmt::format(".{}", i - record.begin);
+      entries.push_back({fmt::format("record.{}{}", record.place, part), {dataset.length(i), model.spec().vocab_size}});
+    }
   }
   TensorStream stream(file, entries);
   for (int64_t i = 0; i < dataset.size(); ++i) {

@@ -20,13 +20,14 @@ namespace fettle::train {
 Evaluation evaluate(const model::Decoder& model, const data::TokenDataset& dataset, const data::OrderOptions& order,
                     int64_t most_batches = std::numeric_limits<int64_t>::max());
 
-/// The same document by document, and writes one JSON line each to `file`:
-/// {"record": place of the record in its file, "loss": null without targets, "target_tokens", "tokens"}.
+/// The same document by document, and writes one JSON line a record to `file`, over all documents that bfd_split made
+/// of it: {"record": its place in its file, "loss": mean over its targets, null without, "target_tokens", "tokens"}.
 Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,
                             const std::filesystem::path& file);
 
-/// Writes the float32 logits of every document, tensor record.<document> [T, V], to a safetensors file, one document at
-/// a time. Throws Error{kIo} or {kPermission}; `file` is complete or not there.
+/// Writes the float32 logits of every document to a safetensors file, one document at a time: tensor record.<place of
+/// the record in its file> [T, V], or record.<place>.<part> where bfd_split made several documents of it. Throws
+/// Error{kIo} or {kPermission}; `file` is complete or not there.
 void write_logits(const model::Decoder& model, const data::TokenDataset& dataset, const std::filesystem::path& file);
 
 /// One document as a batch of its own; `index` of the dataset.

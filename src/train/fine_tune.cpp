@@ -42,7 +42,7 @@ data::OrderOptions evaluation_order(const config::Config& config) {
 
 void log_evaluation(const char* when, const Evaluation& evaluation) {
   log::info("{}: loss {:.4f}, perplexity {:.3f} on {} records ({} target tokens)", when, evaluation.loss,
-            evaluation.perplexity, evaluation.records, evaluation.target_tokens);
+            evaluation.perplexity(), evaluation.records, evaluation.target_tokens);
 }
 
 /// One run of `fettle train`. Members are what several of its stages need.
@@ -61,7 +61,7 @@ class FineTuning {
   [[nodiscard]] Evaluation evaluate_on_validation(const model::Decoder& model) const {
     return evaluate(model, *data_.validation, evaluation_order(config_));
   }
-  [[nodiscard]] model::Decoder make_model() const;
+  [[nodiscard]] model::Decoder make_model(const StartingPoint& start) const;
   [[nodiscard]] Run make_run(model::Decoder& model, MetricsLog& metrics);
   [[nodiscard]] Snapshot snapshot(const Run& run) const;
   void resume(const fs::path& checkpoint, Run& run);
@@ -83,8 +83,11 @@ class FineTuning {
   std::optional<Evaluation> before_;
 };
 
-model::Decoder FineTuning::make_model() const {
-  model::Decoder model = load_model(inputs_, config_.model, compute_type(config_.training));
+model::Decoder FineTuning::make_model(const StartingPoint& start) const {
+  config::ModelConfig options = config_.model;
+  // A checkpoint holds the adapter's configuration too; the adapter that training began with may have been replaced.
+  if (start.checkpoint && !options.adapter_name_or_path.empty()) options.adapter_name_or_path = *start.checkpoint;
+  model::Decoder model = load_model(inputs_, options, compute_type(config_.training), config_.lora.lora_dropout);
   if (!config_.lora.use_peft) {
     model.make_trainable_full();
   } else if (config_.model.adapter_name_or_path.empty()) {
@@ -117,8 +120,10 @@ Snapshot FineTuning::snapshot(const Run& run) const {
   nlohmann::json state = {{"state", run.state},
                           {"schedule", run.schedule.state()},
                           {"evaluation_before", nullptr},
+                          {"evaluation", nullptr},
                           {"identity", identity_}};
   if (before_) state["evaluation_before"] = *before_;
+  if (run.last_evaluation) state["evaluation"] = *run.last_evaluation;
   const char* weights_file = config_.lora.use_peft ? "adapter_model.safetensors" : "model.safetensors";
   return {weights_file, run.parameters, run.optimizer.state(), state};
 }
@@ -129,13 +134,21 @@ void FineTuning::resume(const fs::path& checkpoint, Run& run) {
     run.state = saved.at("state").get<TrainingState>();
     run.schedule.restore(saved.at("schedule"));
     if (!saved.at("evaluation_before").is_null()) before_ = saved.at("evaluation_before").get<Evaluation>();
+    if (!saved.at("evaluation").is_null()) run.last_evaluation = saved.at("evaluation").get<Evaluation>();
   } catch (const nlohmann::json::exception&) {
     throw Error(ExitCode::kData, fmt::format("{} was written by another version", checkpoint.string()),
                 "start again with overwrite_output_dir and resume_from_checkpoint=none");
   }
+  if (run.state.step > run.total_steps) {
+    throw Error(
+        ExitCode::kData,
+        fmt::format("{} is at step {}, and this run has {}", checkpoint.string(), run.state.step, run.total_steps),
+        "resume from a checkpoint of this run");
+  }
   restore_checkpoint(checkpoint, snapshot(run));
   run.model.refresh_compute_weights();
-  run.metrics.drop_after(run.state.step);
+  remove_checkpoints_after(output_dir_, run.state.step);
+  run.metrics.drop_after(run.state.step, run.last_evaluation.has_value());
   log::info("resuming from {} at step {} of {}", checkpoint.string(), run.state.step, run.total_steps);
 }
 
@@ -202,11 +215,11 @@ void FineTuning::write_results(const std::optional<Evaluation>& after) const {
                                     {"steps", state_.step}};
   if (before_) {
     results["eval_loss_before"] = before_->loss;
-    results["eval_perplexity_before"] = before_->perplexity;
+    results["eval_perplexity_before"] = before_->perplexity();
   }
   if (after) {
     results["eval_loss"] = after->loss;
-    results["eval_perplexity"] = after->perplexity;
+    results["eval_perplexity"] = after->perplexity();
     results["eval_target_tokens"] = after->target_tokens;
     results["eval_records"] = after->records;
   }
@@ -238,16 +251,19 @@ std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, mod
 
 void FineTuning::run() {
   identity_ = run_identity(config_, data_.train.fingerprint());
-  const StartingPoint start = find_starting_point(config_.output, identity_);
+  std::optional<FolderLock> lock;  // a new folder gets one when it is made
+  if (holds_run(output_dir_)) lock.emplace(output_dir_);
+  const StartingPoint start = find_starting_point(config_, identity_);
   if (start.finished) {
     log::info("this run is complete already");
     announce();
     return;
   }
-  model::Decoder model = make_model();  // before output_dir is touched: it may hold the adapter to start from
-  begin_run(config_.output, identity_, start);
+  model::Decoder model = make_model(start);  // before output_dir is touched: it may hold the adapter to start from
+  if (!lock) lock.emplace(output_dir_);
+  begin_run(config_, identity_, start);
   write_file(output_dir_ / "fettle_config.json", config::to_json(config_).dump(2) + '\n');
-  MetricsLog metrics(output_dir_ / "metrics.jsonl", start.checkpoint.has_value());
+  MetricsLog metrics(output_dir_ / "metrics.jsonl", start.keeps_folder);
   std::optional<Evaluation> after = train_from(start, model, metrics);
   save_result(model);
   if (config_.output.verify_saved_model) model = verified(std::move(model));
@@ -281,7 +297,7 @@ double peak_learning_rate(const config::TrainingConfig& training, const config::
 }
 
 void fine_tune(const config::Config& config) {
-  log::info("{}", device::start(config.device).description());
+  log::info("{}", start_device(config.device).description());
   ModelInputs inputs = load_inputs(config.model);
   data::PreparedData data = data::prepare(config.data, inputs.tokenizer, config.training.do_train);
   require_vocabulary(inputs, data.train);

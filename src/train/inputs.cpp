@@ -6,9 +6,17 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "hub/adapter.h"
+#include "ops/dispatch.h"
 
 namespace fettle::train {
+
+device::Device start_device(const config::DeviceConfig& options) {
+  if (!options.fused_ops) log::warning("fused_ops is false: plain torch operations are slow and need more memory");
+  ops::set_fused_ops(options.fused_ops);
+  return device::start(options);
+}
 
 ModelInputs load_inputs(const config::ModelConfig& model) {
   hub::ModelFolder base = hub::resolve_model(model);
@@ -34,11 +42,14 @@ at::ScalarType compute_type(const config::TrainingConfig& training) {
   return training.bf16 ? at::kBFloat16 : at::kFloat;
 }
 
-model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type) {
+model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type,
+                          std::optional<double> lora_dropout) {
   model::Decoder decoder = model::Decoder::load(inputs.spec, inputs.base.open_weights(), type);
   if (model.adapter_name_or_path.empty()) return decoder;
   const auto folder = hub::resolve_folder(model.adapter_name_or_path, model, "adapter_name_or_path");
-  decoder.load_adapter(hub::read_adapter_config(folder), hub::open_adapter_weights(folder));
+  hub::AdapterConfig adapter = hub::read_adapter_config(folder);
+  adapter.lora_dropout = lora_dropout.value_or(adapter.lora_dropout);
+  decoder.load_adapter(adapter, hub::open_adapter_weights(folder));
   return decoder;
 }
 

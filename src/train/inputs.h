@@ -2,8 +2,11 @@
 /// What every command that runs a model starts from.
 #pragma once
 
+#include <optional>
+
 #include "config/config.h"
 #include "data/dataset.h"
+#include "device/device.h"
 #include "hub/model_folder.h"
 #include "model/decoder.h"
 #include "text/tokenizer.h"
@@ -17,6 +20,9 @@ struct ModelInputs {
   text::Tokenizer tokenizer;
 };
 
+/// device::start, and ops with or without their own kernels, as fused_ops says.
+device::Device start_device(const config::DeviceConfig& options);
+
 /// Throws Error as hub::resolve_model, model::DecoderSpec::from_config and text::Tokenizer::load.
 ModelInputs load_inputs(const config::ModelConfig& model);
 
@@ -26,7 +32,8 @@ void require_vocabulary(const ModelInputs& inputs, const data::TokenDataset& dat
 /// bfloat16 or float32.
 at::ScalarType compute_type(const config::TrainingConfig& training);
 
-/// The base's weights, with those of adapter_name_or_path if it is set.
-model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type);
+/// The base's weights, with those of adapter_name_or_path if it is set. `lora_dropout`: in place of the adapter's own.
+model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type,
+                          std::optional<double> lora_dropout = std::nullopt);
 
 }  // namespace fettle::train

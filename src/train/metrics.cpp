@@ -32,28 +32,28 @@ nlohmann::ordered_json evaluation_line(const Evaluation& evaluation, int64_t ste
   return {{"step", step},
           {"epoch", epoch},
           {"eval_loss", evaluation.loss},
-          {"eval_perplexity", evaluation.perplexity},
+          {"eval_perplexity", evaluation.perplexity()},
           {"eval_target_tokens", evaluation.target_tokens},
           {"eval_records", evaluation.records}};
 }
 
 nlohmann::ordered_json evaluation_results(const Evaluation& evaluation) {
   return {{"eval_loss", evaluation.loss},
-          {"perplexity", evaluation.perplexity},
+          {"perplexity", evaluation.perplexity()},
           {"target_tokens", evaluation.target_tokens},
           {"records", evaluation.records}};
 }
 
-std::string metrics_up_to(std::string_view content, int64_t last_step) {
+std::string metrics_up_to(std::string_view content, int64_t last_step, bool evaluated) {
   std::string kept;
   for (size_t begin = 0, end = 0; (end = content.find('\n', begin)) != std::string_view::npos; begin = end + 1) {
     const std::string_view line = content.substr(begin, end - begin);
     const nlohmann::json parsed = nlohmann::json::parse(line, nullptr, false);
     if (!parsed.is_object()) break;
     const auto step = parsed.find("step");
-    if (step != parsed.end() && step->is_number_integer() && step->get<int64_t>() <= last_step) {
-      kept.append(line).push_back('\n');
-    }
+    if (step == parsed.end() || !step->is_number_integer() || step->get<int64_t>() > last_step) continue;
+    const bool again = step->get<int64_t>() == last_step && !evaluated && parsed.contains("eval_loss");
+    if (!again) kept.append(line).push_back('\n');
   }
   return kept;
 }
@@ -62,8 +62,8 @@ MetricsLog::MetricsLog(std::filesystem::path path, bool keep) : path_(std::move(
   replace(keep && std::filesystem::exists(path_) ? read_file(path_) : std::string());
 }
 
-void MetricsLog::drop_after(int64_t step) {
-  replace(metrics_up_to(read_file(path_), step));
+void MetricsLog::drop_after(int64_t step, bool evaluated) {
+  replace(metrics_up_to(read_file(path_), step, evaluated));
 }
 
 void MetricsLog::replace(const std::string& content) {

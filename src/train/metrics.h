@@ -2,6 +2,7 @@
 /// metrics.jsonl: what a run measured, one JSON object a line, for programs.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -26,15 +27,16 @@ struct StepMetrics {
   int64_t memory_bytes = 0;  ///< resident
 };
 
-/// Loss of one evaluation and its perplexity, e^loss.
+/// Loss of one evaluation.
 struct Evaluation {
   double loss = 0;  ///< mean over all target tokens
-  double perplexity = 0;
   int64_t target_tokens = 0;
   int64_t records = 0;
+  /// e^loss; infinite above a loss of 709, which JSON writes as null.
+  [[nodiscard]] double perplexity() const { return std::exp(loss); }
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Evaluation, loss, perplexity, target_tokens, records)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Evaluation, loss, target_tokens, records)
 
 nlohmann::ordered_json step_line(const StepMetrics& metrics);
 /// {"step", "epoch", "eval_loss", "eval_perplexity", "eval_target_tokens", "eval_records"}.
@@ -51,8 +53,9 @@ class MetricsLog {
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
 
-  /// Drops the lines of later steps, which a resumed run will write again, and half a line at the end (a killed run).
-  void drop_after(int64_t step);
+  /// Drops what a run that is resumed at `step` will write again: the lines of later steps, the evaluation of `step`
+  /// itself unless `evaluated` says that it is done, and half a line at the end (a killed run).
+  void drop_after(int64_t step, bool evaluated);
   void write(const nlohmann::ordered_json& line);
 
  private:
@@ -62,7 +65,8 @@ class MetricsLog {
   int descriptor_ = -1;
 };
 
-/// Lines of a metrics file whose step is at most `last_step`. Stops at the first line that is not a JSON object.
-std::string metrics_up_to(std::string_view content, int64_t last_step);
+/// Lines of a metrics file whose step is at most `last_step`, that step's evaluation only if `evaluated`. Stops at the
+/// first line that is not a JSON object.
+std::string metrics_up_to(std::string_view content, int64_t last_step, bool evaluated);
 
 }  // namespace fettle::train

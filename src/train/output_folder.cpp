@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/output_folder.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <set>
 #include <system_error>
@@ -16,17 +19,20 @@
 #include "config/describe.h"
 #include "config/option_table.h"
 #include "train/checkpoint.h"
+#include "train/save.h"
 
 namespace fettle::train {
 namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kRunFile = "run.json";
+constexpr const char* kLockFile = ".lock";
 
 /// Options of `fettle train` that change no number of the training.
 const std::set<std::string_view>& free_options() {
   static const std::set<std::string_view> names = {
-      "cache_dir", "tokenizer_name", "device", "num_threads", "do_train", "do_eval", "gradient_checkpointing",
+      "cache_dir", "tokenizer_name", "device", "num_threads", "fused_ops", "do_train", "do_eval",
+      "gradient_checkpointing",
       // How often and where.
       "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "save_strategy", "save_steps",
       "save_total_limit", "output_dir", "overwrite_output_dir", "max_shard_size", "resume_from_checkpoint", "log_level",
@@ -69,9 +75,12 @@ std::vector<std::string> differences(const nlohmann::json& stored, const nlohman
 
 /// What differs between two identities; empty: they are the same run.
 std::vector<std::string> explain_difference(const nlohmann::json& stored, const nlohmann::json& current) {
-  const auto part = [&stored](const char* name) { return stored.value(name, nlohmann::json::object()); };
+  const auto part = [&stored](const char* name) {
+    const nlohmann::json found = stored.is_object() ? stored.value(name, nlohmann::json()) : nlohmann::json();
+    return found.is_object() ? found : nlohmann::json::object();
+  };
   std::vector<std::string> found = differences(part("options"), current.at("options"));
-  if (stored.value("dataset", std::string()) != current.at("dataset")) {
+  if (!stored.is_object() || stored.value("dataset", nlohmann::json()) != current.at("dataset")) {
     const std::vector<std::string> data = differences(part("data_options"), current.at("data_options"));
     found.insert(found.end(), data.begin(), data.end());
     if (data.empty()) found.emplace_back("the training records or the tokenizer");
@@ -82,15 +91,21 @@ std::vector<std::string> explain_difference(const nlohmann::json& stored, const 
 /// Whether the folder holds nothing but what volumes put there themselves.
 bool is_empty_folder(const fs::path& folder) {
   std::error_code failure;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, failure)) {
+  fs::directory_iterator entries(folder, failure);
+  if (failure && failure.value() != ENOENT) throw_system_error("read folder", folder, failure.value());
+  for (const fs::directory_entry& entry : entries) {
     const std::string name = entry.path().filename().string();
     if (name != "lost+found" && !name.starts_with('.')) return false;
   }
   return true;
 }
 
+nlohmann::json identity_of(const fs::path& checkpoint) {
+  return read_checkpoint_state(checkpoint).value("identity", nlohmann::json::object());
+}
+
 /// A checkpoint that the user named: it must be whole and belong to this run.
-StartingPoint named_checkpoint(const fs::path& folder, const nlohmann::json& identity) {
+void require_usable(const fs::path& folder, const nlohmann::json& identity) {
   if (!fs::is_directory(folder)) {
     throw Error(ExitCode::kNoInput, fmt::format("resume_from_checkpoint: there is no folder {}", folder.string()),
                 "name a checkpoint-<step> folder, or use auto or none");
@@ -100,17 +115,53 @@ StartingPoint named_checkpoint(const fs::path& folder, const nlohmann::json& ide
     throw Error(ExitCode::kData, fmt::format("resume_from_checkpoint: {} is broken: {}", folder.string(), reason),
                 "resume from an older checkpoint, or use auto");
   }
-  require_same_run(read_checkpoint_state(folder).value("identity", nlohmann::json::object()), identity, folder);
-  return {.checkpoint = folder};
+  require_same_run(identity_of(folder), identity, folder);
+}
+
+/// Why a checkpoint of output_dir cannot be used; empty: it can.
+std::string why_unusable(const fs::path& folder, const nlohmann::json& identity) {
+  const std::string reason = why_broken(folder);
+  if (!reason.empty()) return "broken: " + reason;
+  const std::vector<std::string> different = explain_difference(identity_of(folder), identity);
+  return different.empty() ? "" : fmt::format("of another run; different: {}", fmt::join(different, ", "));
+}
+
+/// The newest usable checkpoint of output_dir; nothing if there is none at all, or if none can be used and the user
+/// allowed to start over.
+std::optional<fs::path> newest_usable(const config::OutputConfig& options, const nlohmann::json& identity) {
+  std::vector<fs::path> folders = list_checkpoints(options.output_dir);
+  std::ranges::reverse(folders);
+  std::vector<std::string> reasons;
+  for (const fs::path& folder : folders) {
+    const std::string reason = why_unusable(folder, identity);
+    if (reason.empty()) return folder;
+    log::warning("{} is {}; it is skipped", folder.string(), reason);
+    reasons.push_back(fmt::format("{} is {}", folder.filename().string(), reason));
+  }
+  if (reasons.empty() || options.overwrite_output_dir) return std::nullopt;
+  throw Error(ExitCode::kData,
+              fmt::format("output_dir {} holds this run unfinished and no checkpoint that can be used: {}",
+                          options.output_dir, fmt::join(reasons, "; ")),
+              "restore one, or set overwrite_output_dir to start over");
+}
+
+bool is_inside(const fs::path& checkpoint, const fs::path& output_dir) {
+  std::error_code failure;
+  return fs::equivalent(checkpoint / "..", output_dir, failure);
+}
+
+/// Whether the folder holds the adapter that training starts from.
+bool starts_in_place(const config::Config& config) {
+  std::error_code failure;
+  return fs::equivalent(config.model.adapter_name_or_path, config.output.output_dir, failure);
 }
 
 /// The rest of an earlier run that a new one would mix with its own files.
-void remove_earlier_run(const fs::path& folder) {
+void remove_earlier_run(const fs::path& folder, bool keeps_adapter) {
   for (const fs::path& checkpoint : list_checkpoints(folder)) fs::remove_all(checkpoint);
-  for (const char* name :
-       {kRunFile, "metrics.jsonl", "all_results.json", "adapter_model.safetensors", "adapter_config.json"}) {
-    fs::remove(folder / name);
-  }
+  for (const char* name : {kRunFile, "metrics.jsonl", "all_results.json"}) fs::remove(folder / name);
+  if (keeps_adapter) return;
+  for (const char* name : {"adapter_model.safetensors", "adapter_config.json"}) fs::remove(folder / name);
 }
 
 /// run.json, or null if there is none that can be used.
@@ -122,6 +173,18 @@ nlohmann::json read_run_file(const fs::path& folder) {
 
 bool is_same_run(const nlohmann::json& run, const nlohmann::json& identity) {
   return run.is_object() && explain_difference(run["identity"], identity).empty();
+}
+
+[[noreturn]] void refuse_folder(const fs::path& folder, const nlohmann::json& run, const nlohmann::json& identity) {
+  const std::string hint = "choose another output_dir, or set overwrite_output_dir to replace what is there";
+  if (run.is_null()) {
+    throw Error(ExitCode::kConfig,
+                fmt::format("output_dir {} is not empty and holds no run of Fettle", folder.string()), hint);
+  }
+  require_same_run(run["identity"], identity, folder);
+  throw Error(ExitCode::kConfig,
+              fmt::format("output_dir {} holds this run already, and resume_from_checkpoint is none", folder.string()),
+              hint);
 }
 
 void write_run_file(const fs::path& output_dir, const nlohmann::json& identity, bool finished) {
@@ -153,38 +216,72 @@ void require_same_run(const nlohmann::json& stored, const nlohmann::json& curren
               "give this run its own output_dir, or set overwrite_output_dir to start again there");
 }
 
-StartingPoint find_starting_point(const config::OutputConfig& options, const nlohmann::json& identity) {
+StartingPoint find_starting_point(const config::Config& config, const nlohmann::json& identity) {
+  const config::OutputConfig& options = config.output;
   const fs::path folder = options.output_dir;
   const std::string& resume = options.resume_from_checkpoint;
-  if (resume != "auto" && resume != "none") return named_checkpoint(resume, identity);
-  if (is_empty_folder(folder)) return {};
-  const std::string hint = "choose another output_dir, or set overwrite_output_dir to replace what is there";
+  StartingPoint start;
+  if (resume != "auto" && resume != "none") {
+    start.checkpoint = resume;
+    require_usable(resume, identity);
+    if (is_inside(resume, folder)) {
+      start.keeps_folder = true;
+      return start;
+    }
+  }
+  if (is_empty_folder(folder)) return start;
   const nlohmann::json run = read_run_file(folder);
-  if (resume == "auto" && is_same_run(run, identity)) {
-    if (!run.value("finished", false)) return {.checkpoint = newest_checkpoint(folder)};
-    if (!options.overwrite_output_dir) return {.finished = true};
+  const bool same = is_same_run(run, identity);
+  if (same && start.checkpoint) {
+    start.keeps_folder = true;
+    return start;
   }
-  if (options.overwrite_output_dir) return {};
-  if (run.is_null()) {
-    throw Error(ExitCode::kConfig,
-                fmt::format("output_dir {} is not empty and holds no run of Fettle", folder.string()), hint);
+  if (same && resume == "auto") {
+    const bool finished = run.value("finished", nlohmann::json()) == true;
+    if (finished && options.overwrite_output_dir) return {};
+    if (finished && has_result(folder, config.lora.use_peft)) return {.finished = true};
+    if (finished) log::warning("the run in {} is complete, but its result is gone: it continues", folder.string());
+    start.checkpoint = newest_usable(options, identity);
+    start.keeps_folder = start.checkpoint.has_value();
+    return start;
   }
-  require_same_run(run["identity"], identity, folder);
-  throw Error(ExitCode::kConfig,
-              fmt::format("output_dir {} holds this run already, and resume_from_checkpoint is none", folder.string()),
-              hint);
+  if (!options.overwrite_output_dir) refuse_folder(folder, run, identity);
+  return start;
 }
 
-void begin_run(const config::OutputConfig& options, const nlohmann::json& identity, const StartingPoint& start) {
-  const fs::path folder = options.output_dir;
+void begin_run(const config::Config& config, const nlohmann::json& identity, const StartingPoint& start) {
+  const fs::path folder = config.output.output_dir;
   make_directories(folder);
-  if (::access(folder.c_str(), W_OK) != 0) throw_system_error("write to output_dir", folder, errno);
-  if (!start.checkpoint) remove_earlier_run(folder);
+  if (!start.keeps_folder) remove_earlier_run(folder, starts_in_place(config));
   write_run_file(folder, identity, false);
 }
 
 void finish_run(const fs::path& output_dir, const nlohmann::json& identity) {
   write_run_file(output_dir, identity, true);
+}
+
+FolderLock::FolderLock(const fs::path& folder) {
+  make_directories(folder);
+  descriptor_ = ::open((folder / kLockFile).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (descriptor_ < 0) throw_system_error("write to output_dir", folder, errno);
+  if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return;
+  const int failure = errno;
+  if (failure != EWOULDBLOCK) {
+    log::warning("cannot lock {}: {}", folder.string(), std::generic_category().message(failure));
+    return;
+  }
+  ::close(descriptor_);
+  throw Error(ExitCode::kUnavailable, fmt::format("another process is training in output_dir {}", folder.string()),
+              "wait until it ends, or give this run its own output_dir");
+}
+
+FolderLock::~FolderLock() {
+  ::close(descriptor_);
+}
+
+bool holds_run(const fs::path& folder) {
+  std::error_code failure;
+  return fs::exists(folder / kRunFile, failure);
 }
 
 }  // namespace fettle::train

@@ -23,18 +23,39 @@ void require_same_run(const nlohmann::json& stored, const nlohmann::json& curren
 struct StartingPoint {
   bool finished = false;                                 ///< the run is complete: nothing to train
   std::optional<std::filesystem::path> checkpoint = {};  ///< continue from here; none: start at the first step
+  bool keeps_folder = false;                             ///< output_dir holds this run's own earlier part
 };
 
 /// Looks at output_dir and resume_from_checkpoint; changes nothing. An unfinished run of the same identity continues
-/// even with overwrite_output_dir, so that a restarted job never throws its own work away. Throws Error{kConfig} for a
-/// folder that holds something else or another run, {kNoInput} or {kData} for a checkpoint that was named and cannot be
-/// used.
-StartingPoint find_starting_point(const config::OutputConfig& options, const nlohmann::json& identity);
+/// even with overwrite_output_dir, so that a restarted job never throws its own work away; so does a finished one whose
+/// result is gone. Of the checkpoints in output_dir the newest counts that is whole and of this run; the others are
+/// named in the log. Throws Error{kConfig} for a folder that holds something else or another run, also where the
+/// checkpoint that was named lies elsewhere; {kNoInput} or {kData} for a named checkpoint that cannot be used; {kData}
+/// where there are checkpoints and none can be used; {kIo} or {kPermission} where something cannot be read.
+StartingPoint find_starting_point(const config::Config& config, const nlohmann::json& identity);
 
 /// Makes output_dir, removes what an earlier run left there unless this one continues it, and notes the identity in
-/// run.json. Throws Error{kIo} or {kPermission}.
-void begin_run(const config::OutputConfig& options, const nlohmann::json& identity, const StartingPoint& start);
+/// run.json. An adapter there that this run starts from (adapter_name_or_path is output_dir) stays until the new one
+/// replaces it: a restart before the first checkpoint needs it. Throws Error{kIo} or {kPermission}.
+void begin_run(const config::Config& config, const nlohmann::json& identity, const StartingPoint& start);
 /// Notes that the run is complete.
 void finish_run(const std::filesystem::path& output_dir, const nlohmann::json& identity);
+
+/// One process at a time trains in a folder: the others would overwrite its checkpoints.
+class FolderLock {
+ public:
+  /// Makes the folder. Throws Error{kUnavailable} if another process holds its lock, {kIo} or {kPermission} if nothing
+  /// can be written there. On a file system without locks it holds nothing, with a warning.
+  explicit FolderLock(const std::filesystem::path& folder);
+  ~FolderLock();
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int descriptor_;
+};
+
+/// Whether the folder holds a run already, so that looking for a starting point needs its lock.
+bool holds_run(const std::filesystem::path& folder);
 
 }  // namespace fettle::train

@@ -46,7 +46,7 @@ void Report::evaluated(const Evaluation& evaluation) {
   run_.metrics.write(evaluation_line(evaluation, run_.state.step, run_.state.epoch));
   progress_.clear();
   log::info("step {}/{}  evaluation loss {:.4f}  perplexity {:.3f}", run_.state.step, run_.total_steps, evaluation.loss,
-            evaluation.perplexity);
+            evaluation.perplexity());
 }
 
 void Report::count(const Step& step, const StepOutcome& outcome) {

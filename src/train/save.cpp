@@ -40,6 +40,22 @@ void save_adapter(const fs::path& folder, const model::Decoder& model, const con
   sync_directory(folder);
 }
 
+bool has_result(const fs::path& folder, bool is_adapter) {
+  try {
+    if (is_adapter) {
+      hub::read_adapter_config(folder);
+      hub::open_adapter_weights(folder);
+    } else {
+      read_file(folder / "config.json");
+      hub::TensorSource::open_safetensors(folder);
+    }
+    return true;
+  } catch (const Error& error) {
+    if (error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission) throw;
+    return false;
+  }
+}
+
 at::ScalarType stored_type(const hub::TensorSource& source) {
   const auto& tensors = source.tensors();
   const auto largest = std::max_element(tensors.begin(), tensors.end(), [](const auto& left, const auto& right) {

@@ -26,6 +26,9 @@ void save_adapter(const std::filesystem::path& folder, const model::Decoder& mod
 void save_full_model(const std::filesystem::path& folder, const model::Decoder& model, const hub::ModelFolder& base,
                      const text::Tokenizer& tokenizer, uint64_t max_shard_size);
 
+/// Whether the folder holds a whole result. Throws Error{kIo} or {kPermission} if that cannot be read.
+bool has_result(const std::filesystem::path& folder, bool is_adapter);
+
 /// The type that a model's weights have on disk: that of its largest tensor; bfloat16 if that is quantised.
 at::ScalarType stored_type(const hub::TensorSource& source);
 

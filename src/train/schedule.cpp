@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "train/adaptive_schedule.h"
 #include "train/schedule_arguments.h"
+#include "train/steps.h"
 
 namespace fettle::train {
 namespace {
@@ -168,7 +169,7 @@ const std::map<std::string, MakeFactor>& pure_schedules() {
 }  // namespace
 
 int64_t warmup_steps(const config::TrainingConfig& options, int64_t total_steps) {
-  if (options.warmup_steps >= 1) return static_cast<int64_t>(options.warmup_steps);
+  if (options.warmup_steps >= 1) return interval_steps(options.warmup_steps, total_steps);
   const double share = options.warmup_steps > 0 ? options.warmup_steps : options.warmup_ratio;
   return static_cast<int64_t>(std::ceil(static_cast<double>(total_steps) * share));
 }

@@ -54,13 +54,22 @@ double StepLoader::epochs(const Cursor& cursor) {
 }
 
 int64_t total_steps(const config::TrainingConfig& options, int64_t steps_per_epoch) {
-  if (options.max_steps > 0) return options.max_steps;
-  return static_cast<int64_t>(std::ceil(options.num_train_epochs * static_cast<double>(steps_per_epoch)));
+  const bool by_epochs = options.max_steps <= 0;
+  const double steps = by_epochs ? std::ceil(options.num_train_epochs * static_cast<double>(steps_per_epoch))
+                                 : static_cast<double>(options.max_steps);
+  if (!(steps >= 1 && steps <= static_cast<double>(kMostSteps))) {
+    throw Error(ExitCode::kUsage,
+                fmt::format("{} makes {:.4g} optimizer steps; from 1 to {:.0e} are possible",
+                            by_epochs ? fmt::format("num_train_epochs {}", options.num_train_epochs) : "max_steps",
+                            steps, static_cast<double>(kMostSteps)),
+                "give fewer");
+  }
+  return static_cast<int64_t>(steps);
 }
 
 int64_t interval_steps(double value, int64_t total_steps) {
   const double steps = value < 1 ? std::ceil(value * static_cast<double>(total_steps)) : value;
-  return std::max<int64_t>(1, static_cast<int64_t>(steps));
+  return static_cast<int64_t>(std::clamp(steps, 1.0, static_cast<double>(kMostSteps)));
 }
 
 }  // namespace fettle::train

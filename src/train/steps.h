@@ -50,10 +50,14 @@ class StepLoader {
   std::optional<data::BatchOrder> order_;
 };
 
-/// max_steps, else num_train_epochs (which may be a fraction) in steps, rounded up.
+/// More steps than any run takes; a double and an int64 hold it and its neighbours exactly.
+inline constexpr int64_t kMostSteps = 1'000'000'000'000;
+
+/// max_steps, else num_train_epochs (which may be a fraction) in steps, rounded up: 1 … kMostSteps. Throws
+/// Error{kUsage} for more.
 int64_t total_steps(const config::TrainingConfig& options, int64_t steps_per_epoch);
 
-/// logging_steps and its like: a number of steps, or below 1 a share of all steps, rounded up.
+/// logging_steps and its like: a number of steps, or below 1 a share of all steps, rounded up: 1 … kMostSteps.
 int64_t interval_steps(double value, int64_t total_steps);
 
 }  // namespace fettle::train

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/program.h"
+#include "train/output_folder.h"
 
 namespace fettle::cli {
 namespace {
@@ -58,6 +59,138 @@ TEST(Train, AnInterruptedRunContinuesToTheSameWeights) {
   EXPECT_THAT(resumed.err, HasSubstr("at step 1 of 2"));
   EXPECT_EQ(read_file(folder / "broken" / "adapter_model.safetensors"),
             read_file(folder / "whole" / "adapter_model.safetensors"));
+}
+
+/// As a run that was killed before it had saved its result.
+void unfinish(const fs::path& folder) {
+  nlohmann::json run = nlohmann::json::parse(read_file(folder / "run.json"));
+  run["finished"] = false;
+  write_file(folder / "run.json", run.dump());
+  fs::remove(folder / "adapter_model.safetensors");
+}
+
+int64_t count_lines_with(const fs::path& file, const std::string& part) {
+  const std::string text = read_file(file);
+  int64_t count = 0;
+  for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) ++count;
+  return count;
+}
+
+TEST(Train, AResumeAtTheLastStepEvaluatesItOnce) {
+  for (const char* strategy : {"steps", "no"}) {
+    SCOPED_TRACE(strategy);
+    const TemporaryFolder folder;
+    const auto arguments =
+        train_arguments(folder / "out", folder.write("train.jsonl", some_records()),
+                        {"--validation_split_percentage=25", "--eval_strategy=" + std::string(strategy)});
+    ASSERT_EQ(run_program(arguments).code, 0);
+    const fs::path metrics = folder / "out" / "metrics.jsonl";
+    const int64_t lines = count_lines_with(metrics, "\"eval_loss\"");
+    unfinish(folder / "out");
+    const Result resumed = run_program(arguments);
+    ASSERT_EQ(resumed.code, 0) << resumed.err;
+    EXPECT_THAT(resumed.err, HasSubstr("at step 2 of 2"));
+    EXPECT_EQ(count_lines_with(metrics, "\"eval_loss\""), lines);
+    EXPECT_TRUE(nlohmann::json::parse(read_file(folder / "out" / "all_results.json")).contains("eval_loss"));
+  }
+}
+
+TEST(Train, AResumeRemovesLaterCheckpointsAndPrunesToItsOwn) {
+  const TemporaryFolder folder;
+  const std::string file = folder.write("train.jsonl", some_records());
+  const fs::path out = folder / "out";
+  ASSERT_EQ(run_program(train_arguments(out, file, {"--max_steps=4", "--save_steps=2", "--save_total_limit=0"})).code,
+            0);
+  unfinish(out);
+  fs::resize_file(out / "checkpoint-4" / "optimizer.safetensors", 100);
+  const Result resumed =
+      run_program(train_arguments(out, file, {"--max_steps=4", "--save_steps=1", "--save_total_limit=1"}));
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_THAT(resumed.err, HasSubstr("checkpoint-4 is broken"));
+  EXPECT_THAT(resumed.err, HasSubstr("at step 2 of 4"));
+  EXPECT_FALSE(fs::exists(out / "checkpoint-3"));
+  EXPECT_TRUE(fs::exists(out / "checkpoint-4" / "manifest.json"));
+}
+
+TEST(Train, ACheckpointBeyondTheEndIsRefused) {
+  const TemporaryFolder folder;
+  const auto arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()));
+  ASSERT_EQ(run_program(arguments).code, 0);
+  unfinish(folder / "out");
+  const fs::path checkpoint = folder / "out" / "checkpoint-2";
+  nlohmann::json state = nlohmann::json::parse(read_file(checkpoint / "trainer_state.json"));
+  state["state"]["step"] = 3;
+  write_file(checkpoint / "trainer_state.json", state.dump());
+  nlohmann::json manifest = nlohmann::json::parse(read_file(checkpoint / "manifest.json"));
+  manifest["files"]["trainer_state.json"] = {{"bytes", state.dump().size()}, {"sha256", sha256(state.dump())}};
+  write_file(checkpoint / "manifest.json", manifest.dump());
+  const Result result = run_program(arguments);
+  EXPECT_EQ(result.code, code(ExitCode::kData)) << result.err;
+  EXPECT_THAT(result.error(), HasSubstr("is at step 3, and this run has 2"));
+}
+
+TEST(Train, AFinishedRunWithoutItsResultSavesItAgain) {
+  const TemporaryFolder folder;
+  const auto arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()));
+  ASSERT_EQ(run_program(arguments).code, 0);
+  const std::string adapter = read_file(folder / "out" / "adapter_model.safetensors");
+  fs::remove(folder / "out" / "adapter_model.safetensors");
+  const Result again = run_program(arguments);
+  ASSERT_EQ(again.code, 0) << again.err;
+  EXPECT_THAT(again.err, HasSubstr("its result is gone"));
+  EXPECT_EQ(read_file(folder / "out" / "adapter_model.safetensors"), adapter);
+}
+
+TEST(Train, AnAdapterInItsOwnFolderSurvivesEveryInterruption) {
+  const TemporaryFolder folder;
+  const std::string file = folder.write("train.jsonl", some_records());
+  const fs::path out = folder / "out";
+  ASSERT_EQ(run_program(train_arguments(out, file, {"--lora_r=4"})).code, 0);
+  const std::string first = read_file(out / "adapter_model.safetensors");
+  const auto arguments = train_arguments(out, file,
+                                         {"--adapter_name_or_path=" + out.string(), "--overwrite_output_dir=true",
+                                          "--max_steps=3", "--save_steps=1", "--save_total_limit=0"});
+  ASSERT_EQ(run_program(arguments, /*largest_file=*/50'000).code, code(ExitCode::kIo)) << "the first checkpoint";
+  EXPECT_EQ(read_file(out / "adapter_model.safetensors"), first);
+  const Result whole = run_program(arguments);
+  ASSERT_EQ(whole.code, 0) << whole.err;
+  const std::string expected = read_file(out / "adapter_model.safetensors");
+  EXPECT_NE(expected, first);
+
+  unfinish(out);  // the adapter is gone altogether
+  fs::remove(out / "adapter_config.json");
+  fs::remove_all(out / "checkpoint-3");
+  const Result resumed = run_program(arguments);
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_THAT(resumed.err, HasSubstr("at step 2 of 3"));
+  EXPECT_EQ(read_file(out / "adapter_model.safetensors"), expected);
+}
+
+TEST(Train, AnAdapterKeepsItsOwnDropoutUnlessToldOtherwise) {
+  const TemporaryFolder folder;
+  const std::string file = folder.write("train.jsonl", some_records());
+  const std::string first = "--adapter_name_or_path=" + (folder / "first").string();
+  ASSERT_EQ(run_program(train_arguments(folder / "first", file, {"--lora_r=4", "--lora_dropout=0.25"})).code, 0);
+  ASSERT_EQ(run_program(train_arguments(folder / "kept", file, {first})).code, 0);
+  ASSERT_EQ(run_program(train_arguments(folder / "changed", file, {first, "--lora_dropout=0"})).code, 0);
+  const auto dropout = [&](const char* name) {
+    return nlohmann::json::parse(read_file(folder / name / "adapter_config.json"))["lora_dropout"].get<double>();
+  };
+  EXPECT_EQ(dropout("kept"), 0.25);
+  EXPECT_EQ(dropout("changed"), 0);
+  const Result refused = run_program(train_arguments(folder / "refused", file, {first, "--lora_r=8"}));
+  EXPECT_EQ(refused.code, code(ExitCode::kConfig));
+  EXPECT_THAT(refused.error(), HasSubstr("lora_r"));
+}
+
+TEST(Train, ASecondProcessInTheFolderIsRefused) {
+  const TemporaryFolder folder;
+  const auto arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()));
+  const train::FolderLock lock(folder / "out");
+  const Result result = run_program(arguments);
+  EXPECT_EQ(result.code, code(ExitCode::kUnavailable)) << result.err;
+  EXPECT_THAT(result.error(), HasSubstr("another process is training"));
+  EXPECT_FALSE(fs::exists(folder / "out" / "run.json"));
 }
 
 TEST(Train, FullFineTuningWritesAModelThatEvaluates) {

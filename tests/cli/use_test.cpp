@@ -53,6 +53,58 @@ TEST(Generate, PrintsTheAnswerAlone) {
   EXPECT_EQ(run_program(arguments).out, result.out);
 }
 
+struct BadGeneration {
+  const char* option;
+  ExitCode code;
+  const char* message;
+};
+
+class RefusedGeneration : public testing::TestWithParam<BadGeneration> {};
+
+TEST_P(RefusedGeneration, IsTheUsersErrorNotABug) {
+  const Result result = run_program({"generate", "--model_name_or_path=" + stories(), "--prompt=Once", "--raw_prompt",
+                                     "--do_sample=true", "--num_threads=1", "--max_new_tokens=2", GetParam().option});
+  EXPECT_EQ(result.code, static_cast<int>(GetParam().code)) << result.err;
+  EXPECT_THAT(result.error(), HasSubstr(GetParam().message));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Generate, RefusedGeneration,
+    testing::Values(BadGeneration{"--temperature=1e-300", ExitCode::kUsage, "temperature"},
+                    BadGeneration{"--repetition_penalty=1e-45", ExitCode::kUsage, "repetition_penalty"},
+                    BadGeneration{"--num_threads=3000000000", ExitCode::kUsage, "num_threads"},
+                    BadGeneration{"--max_new_tokens=9223372036854775807", ExitCode::kUsage, "max_new_tokens"},
+                    BadGeneration{"--max_new_tokens=1000000000000", ExitCode::kUsage, "max_new_tokens"}));
+
+TEST(Generate, WarnsOfALengthThatTheModelWasNotMadeFor) {
+  Arguments arguments = {"generate",
+                         "--model_name_or_path=" + stories(),
+                         "--prompt=Once upon a time",
+                         "--raw_prompt",
+                         "--num_threads=1",
+                         "--max_new_tokens=509"};
+  EXPECT_THAT(run_program(arguments).err, HasSubstr("exceed the 512 positions"));
+  arguments.back() = "--max_new_tokens=4";
+  EXPECT_THAT(run_program(arguments).err, testing::Not(HasSubstr("positions")));
+}
+
+// A base whose generation_config names another end than its tokenizer: raw text stops where transformers stops, an
+// answer to a template also where Fettle's training ends one.
+TEST(Generate, StopsAtTheConfiguredEndAndAfterATemplateAtTheTokenizersToo) {
+  const TemporaryFolder folder;
+  std::filesystem::copy(stories(), folder / "model");
+  write_file(folder / "model" / "generation_config.json", R"({"eos_token_id": 511})");
+  const auto length = [&](const char* option) {
+    const Result result = run_program({"generate", "--model_name_or_path=" + (folder / "model").string(),
+                                       "--prompt=Once upon a time", option, "--num_threads=1", "--max_new_tokens=500"});
+    EXPECT_EQ(result.code, 0) << result.err;
+    return result.out.size();
+  };
+  const size_t raw = length("--raw_prompt=true");
+  const size_t templated = length("--prompt_template=alpaca");
+  EXPECT_LT(templated, raw);
+}
+
 TEST(TextStream, PiecesAreTheWholeText) {
   const auto tokenizer =
       text::Tokenizer::load(std::filesystem::path(FETTLE_SOURCE_DIR) / "tests/data/tokenizers/smollm2");

@@ -75,6 +75,12 @@ INSTANTIATE_TEST_SUITE_P(
         train("use_peft: false\nlora_r: 8", {"lora_r (c.yaml:5)", "use_peft is false"}),
         train("use_peft: false\nlora_target_modules: q_proj", {"lora_target_modules"}),
         train("use_peft: false\nadapter_name_or_path: a", {"adapter_name_or_path", "full fine-tuning"}),
+        train("adapter_name_or_path: a\nlora_r: 64", {"lora_r (c.yaml:5)", "adapter_name_or_path is given"}),
+        train("adapter_name_or_path: a\nlora_alpha: 64", {"lora_alpha"}),
+        train("adapter_name_or_path: a\nlora_target_modules: q_proj", {"lora_target_modules"}),
+        train("adapter_name_or_path: a\nlora_exclude_modules: q_proj", {"lora_exclude_modules"}),
+        train("adapter_name_or_path: a\nlora_modules_to_save: lm_head", {"lora_modules_to_save"}),
+        train("adapter_name_or_path: a\nuse_rslora: true", {"use_rslora"}),
         train("max_shard_size: 1GB", {"max_shard_size", "adapter"}),
         train("eval_steps: 5", {"eval_steps (c.yaml:4)", "eval_strategy is no"}),
         train("eval_strategy: epoch\nvalidation_file: v\neval_steps: 5", {"eval_strategy is epoch"}),
@@ -169,6 +175,7 @@ TEST(Validate, AcceptsFilesOfAllOptions) {
 TEST(Validate, TheCommandLineMayMakeTheFilesOptionsIdle) {
   const Parsed full = with_arguments(std::string(kTrainMinimum) + "lora_r: 4\nuse_peft: false", {"use_peft"});
   EXPECT_THAT(full.notices, ElementsAre("lora_r (c.yaml:4) has no effect: use_peft is false"));
+  EXPECT_EQ(full.config.lora.lora_r, Config{}.lora.lora_r) << "a model card would claim it was used";
   EXPECT_THROW(with_arguments(std::string(kTrainMinimum) + "lora_r: 4\nuse_peft: false", {"lora_r"}), Error);
 }
 

@@ -2,13 +2,16 @@
 /// Generation against transformers (tests/golden/make_generation.py) and against the plain forward pass.
 #include "model/generate.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/tensor.h>
 
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "model/kv_cache.h"
 #include "model/sampling.h"
 #include "tiny_model.h"
 
@@ -119,6 +122,26 @@ TEST_F(GenerateTiny, StopsAtAStopTokenAndAtTheCallersWish) {
   EXPECT_EQ(stopped, Tokens(all.begin(), all.begin() + first));
   int calls = 0;
   EXPECT_EQ(generate(decoder, {1, 2}, options, 0, {{}, [&](int32_t) { return ++calls < 3; }}).size(), 3U);
+}
+
+TEST_F(GenerateTiny, LogitsThatAreNotFiniteEndIt) {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (const bool sampled : {false, true}) {
+      options.do_sample = sampled;
+      try {
+        next_token(at::tensor({0.5f, bad, 1.0f}), {1, 2}, options, at::make_generator<at::CPUGeneratorImpl>(1));
+        ADD_FAILURE() << "accepted " << bad;
+      } catch (const Error& error) {
+        EXPECT_EQ(error.code(), ExitCode::kDiverged);
+      }
+    }
+  }
+}
+
+TEST_F(GenerateTiny, TheCacheTakesWhatItSays) {
+  const double bytes = 2 * 3 * 100 * 2 * 8 * 4;  // keys and values, layers, tokens, heads, elements, float32
+  EXPECT_EQ(KvCache::bytes(decoder.spec(), 100, at::kFloat), bytes);
+  EXPECT_GT(KvCache::bytes(decoder.spec(), INT64_MAX, at::kFloat), 1e20);
 }
 
 TEST_F(GenerateTiny, RefusesAPromptItCannotRead) {

@@ -107,6 +107,24 @@ TEST(LoraTargets, RefusesWhatWouldSilentlyTrainLess) {
   }
 }
 
+TEST(LoraTargets, AnExclusionThatExcludesNothingIsRefused) {
+  const auto message = [](const std::vector<std::string>& exclude) -> std::string {
+    try {
+      require_exclusions_match(modules(), module_selection(exclude));
+      return "";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kConfig);
+      return error.what();
+    }
+  };
+  EXPECT_EQ(message({}), "");
+  EXPECT_EQ(message({"v_proj", "lm_head"}), "");
+  EXPECT_EQ(message({R"(.*\.1\..*)"}), "");
+  EXPECT_THAT(message({"v_proj", "vproj"}), HasSubstr("'vproj' matches no layer"));
+  EXPECT_THAT(message({R"(layers\.1\..*)"}), HasSubstr("matches no layer's full name"));
+  EXPECT_THAT(message({"All-Linear"}), HasSubstr("all-linear"));
+}
+
 TEST(LoraTargets, ListsTheNamesThereAre) {
   try {
     select({"vproj"});

@@ -95,6 +95,23 @@ TEST(DecoderSpec, ReadsBothSpellingsOfRope) {
   }
 }
 
+// `rope_scaling or rope_parameters` in transformers: an empty object is none.
+TEST(DecoderSpec, AnEmptyRopeScalingHidesNothing) {
+  const json parameters{{"rope_type", "linear"}, {"factor", 2}, {"rope_theta", 5e5}};
+  const RopeSpec rope =
+      DecoderSpec::from_config(with({{"rope_scaling", json::object()}, {"rope_parameters", parameters}})).rope;
+  EXPECT_EQ(rope.kind, RopeKind::kLinear);
+  EXPECT_EQ(rope.theta, 5e5);
+  EXPECT_EQ(DecoderSpec::from_config(with({{"rope_scaling", json::object()}})).rope.kind, RopeKind::kDefault);
+}
+
+TEST(DecoderSpec, NoKeyHeadsAreAsManyAsQueryHeads) {
+  for (const char* family : {"llama", "mistral", "qwen2", "qwen3"}) {
+    EXPECT_EQ(DecoderSpec::from_config(with({{"model_type", family}, {"num_key_value_heads", nullptr}})).kv_heads, 4)
+        << family;
+  }
+}
+
 struct Refused {
   json changes;
   const char* key;  // must be in the message

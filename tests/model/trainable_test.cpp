@@ -7,15 +7,18 @@
 #include <set>
 
 #include "base/error.h"
+#include "model/parameter.h"
 #include "tiny_model.h"
 
 namespace fettle::model {
 namespace {
 
+using testing::document;
 using ::testing::HasSubstr;
 using testing::largest_difference;
 using ::testing::Not;
 using testing::random_batch;
+using testing::Tensors;
 using testing::TinyModel;
 
 at::Tensor logits(const Decoder& decoder, const Batch& batch) {
@@ -206,6 +209,64 @@ TEST(Masters, KeepTheFilesPrecisionAndLeaveTheFileAlone) {
   for (size_t i = 0; i < trained.size(); ++i) {
     EXPECT_TRUE(at::equal(trained[i].tensor.detach(), original.weights()[i].tensor)) << trained[i].name;
     EXPECT_FALSE(mapped.contains(trained[i].tensor.const_data_ptr()));
+  }
+}
+
+// The gradients of every master for one batch, by name.
+Tensors gradients(Decoder& decoder, const std::vector<Batch>& batches) {
+  for (const Batch& batch : batches) decoder.loss_sum(batch).backward();
+  Tensors found;
+  for (const NamedTensor& trained : decoder.trainable()) found[trained.name] = trained.tensor.grad();
+  return found;
+}
+
+double relative_error(const at::Tensor& actual, const at::Tensor& expected) {
+  return ((actual - expected).norm() / expected.norm()).item<double>();
+}
+
+// Half of 8,192 tokens are the same one: a sum of its occurrences' gradients in bfloat16 is off by half and more.
+TEST(Masters, AFrequentTokensEmbeddingLearnsFromAllItsOccurrences) {
+  constexpr const char* kEmbedding = "model.embed_tokens.weight";
+  for (const bool tied : {false, true}) {
+    SCOPED_TRACE(tied ? "tied" : "untied");
+    at::manual_seed(11);
+    nlohmann::json config = testing::tiny_config();
+    config["tie_word_embeddings"] = tied;
+    const TinyModel tiny(config);
+    Batch batch = random_batch(std::vector<int64_t>(64, 128), 61);
+    batch.tokens.masked_fill_(at::randint(0, 2, {8192}, at::kLong) == 0, 13);
+    ASSERT_GE((batch.tokens == 13).sum().item<int64_t>(), 3900);
+    batch.labels.masked_fill_(batch.labels != -100, 7);  // a common direction, as real text has
+    Decoder exact = tiny.load(at::kFloat);
+    exact.make_trainable_full();
+    Decoder narrow = tiny.load(at::kBFloat16);
+    narrow.make_trainable_full();
+    const Tensors expected = gradients(exact, {batch});
+    const Tensors actual = gradients(narrow, {batch});
+    // Activations and their gradients are rounded to 2^-9 layer by layer; a sum over many tokens averages that out.
+    EXPECT_LE(relative_error(actual.at(kEmbedding)[13], expected.at(kEmbedding)[13]), 0.03);
+    EXPECT_LE(relative_error(actual.at(kEmbedding), expected.at(kEmbedding)), 0.03);
+
+    std::vector<Batch> documents;
+    for (size_t i = 0; i < 64; ++i) documents.push_back(document(batch, i));
+    Decoder accumulated = tiny.load(at::kBFloat16);
+    accumulated.make_trainable_full();
+    for (const auto& [name, gradient] : gradients(accumulated, documents)) {
+      EXPECT_LE(relative_error(gradient, actual.at(name)), 0.02) << name << ", one document at a time";
+    }
+  }
+}
+
+TEST(Masters, RowsAreTheValueBitForBit) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    Parameter parameter("a", at::randn({5, 3}).to(type));
+    const at::Tensor indices = at::randint(0, 5, {20}, at::kLong);
+    EXPECT_TRUE(at::equal(parameter.rows(indices), parameter.value().index_select(0, indices)));
+    parameter.train(at::randn({5, 3}));
+    const at::Tensor rows = parameter.rows(indices);
+    EXPECT_EQ(rows.scalar_type(), type);
+    EXPECT_TRUE(at::equal(rows, parameter.value().index_select(0, indices)));
+    EXPECT_TRUE(rows.requires_grad());
   }
 }
 

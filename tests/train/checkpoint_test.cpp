@@ -89,15 +89,25 @@ TEST(Checkpoint, AManifestThatIsNoneIsBroken) {
   EXPECT_THAT(why_broken(written), testing::HasSubstr("manifest.json is missing"));
 }
 
-TEST(Checkpoint, TheNewestWholeOneIsUsed) {
+TEST(Checkpoint, ListsByStep) {
   const TemporaryFolder folder;
-  EXPECT_FALSE(newest_checkpoint(folder.path()));
-  for (const int step : {2, 9, 10}) write_checkpoint(folder.path(), step, filled(1));
+  EXPECT_TRUE(list_checkpoints(folder.path() / "none").empty());
+  for (const int step : {10, 2, 9}) write_checkpoint(folder.path(), step, filled(1));
   fs::create_directories(folder.path() / "checkpoint-11.unfinished");
   fs::create_directories(folder.path() / "checkpoint-final");
-  EXPECT_EQ(newest_checkpoint(folder.path()), folder.path() / "checkpoint-10");
-  flip_last_byte(folder.path() / "checkpoint-10/optimizer.safetensors");
-  EXPECT_EQ(newest_checkpoint(folder.path()), folder.path() / "checkpoint-9");
+  EXPECT_THAT(list_checkpoints(folder.path()),
+              testing::ElementsAre(folder.path() / "checkpoint-2", folder.path() / "checkpoint-9",
+                                   folder.path() / "checkpoint-10"));
+  write_file(folder.path() / "file", "");
+  EXPECT_EQ(code_of([&] { list_checkpoints(folder.path() / "file"); }), ExitCode::kNoInput);
+}
+
+TEST(Checkpoint, AResumedRunRemovesWhatCameLater) {
+  const TemporaryFolder folder;
+  for (const int step : {2, 9, 10}) write_checkpoint(folder.path(), step, filled(1));
+  remove_checkpoints_after(folder.path(), 9);
+  EXPECT_THAT(list_checkpoints(folder.path()),
+              testing::ElementsAre(folder.path() / "checkpoint-2", folder.path() / "checkpoint-9"));
 }
 
 TEST(Checkpoint, PruningKeepsTheNewest) {
@@ -110,6 +120,15 @@ TEST(Checkpoint, PruningKeepsTheNewest) {
   prune_checkpoints(folder.path(), 2);
   EXPECT_THAT(list_checkpoints(folder.path()),
               testing::ElementsAre(folder.path() / "checkpoint-9", folder.path() / "checkpoint-10"));
+}
+
+TEST(Checkpoint, PruningCountsWholeOnesOnly) {
+  const TemporaryFolder folder;
+  for (const int step : {1, 2, 3, 4}) write_checkpoint(folder.path(), step, filled(1));
+  fs::remove(folder.path() / "checkpoint-3/optimizer.safetensors");
+  prune_checkpoints(folder.path(), 2);
+  EXPECT_THAT(list_checkpoints(folder.path()),
+              testing::ElementsAre(folder.path() / "checkpoint-2", folder.path() / "checkpoint-4"));
 }
 
 TEST(Checkpoint, NothingIsWrittenForANonFiniteTensor) {

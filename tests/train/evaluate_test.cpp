@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "base/file.h"
+#include "data/storage.h"
 #include "hub/tensor_source.h"
 #include "train/loop.h"
 #include "train/tiny.h"
@@ -29,7 +30,7 @@ TEST(Evaluate, IsTheSamePackedOrNotInAnyBatchSizeAndByRecord) {
   const model::Decoder model = tiny_lora(at::kFloat, 0.5);  // dropout must be off
   const data::TokenDataset dataset = tiny_dataset(9);
   const Evaluation expected = evaluate(model, dataset, {64, false, false, 0, 1});
-  EXPECT_NEAR(expected.perplexity, std::exp(expected.loss), 1e-12 * expected.perplexity);
+  EXPECT_EQ(expected.perplexity(), std::exp(expected.loss));
   EXPECT_EQ(expected.records, 9);
   EXPECT_EQ(expected.target_tokens, dataset.target_tokens());
   expect_same(evaluate(model, dataset, {64, true, false, 0, 4}), expected);
@@ -89,6 +90,45 @@ TEST(WriteLogits, HoldsEveryRecordsLogits) {
     const at::Tensor stored = at::from_blob(const_cast<std::byte*>(view->bytes.data()), view->shape, at::kFloat);
     EXPECT_TRUE(at::allclose(stored, model.logits(model.hidden_states(to_tensors(single_document(dataset, i))))));
   }
+}
+
+// As bfd_split makes them: record 4 in two parts, 2 whole; records before, between and after gave no document.
+data::TokenDataset split_dataset() {
+  data::StorageBuilder builder;
+  builder.add({{5, 6, 7}, {data::kIgnore, 6, 7}}, 2);
+  builder.add({{8, 9, 10, 11}, {data::kIgnore, 9, 10, 11}}, 4);
+  builder.add({{12, 13}, {data::kIgnore, 13}}, 4);
+  return data::TokenDataset(builder.finish("split"));
+}
+
+TEST(Evaluate, ARecordInPartsIsOneRecord) {
+  const TemporaryFolder folder;
+  const model::Decoder model = tiny_lora(at::kFloat);
+  const data::TokenDataset dataset = split_dataset();
+  const auto file = folder.path() / "records.jsonl";
+  const Evaluation whole = evaluate_records(model, dataset, file);
+  EXPECT_EQ(whole.records, 2);
+  EXPECT_EQ(evaluate(model, dataset, {64, true, false, 0, 1}).records, 2);
+  std::ifstream lines(file);
+  std::vector<nlohmann::json> records;
+  for (std::string line; std::getline(lines, line);) records.push_back(nlohmann::json::parse(line));
+  ASSERT_EQ(records.size(), 2u);
+  EXPECT_EQ(records[0]["record"], 2);
+  EXPECT_EQ(records[1]["record"], 4);
+  EXPECT_EQ(records[1]["target_tokens"], 4);
+  EXPECT_EQ(records[1]["tokens"], 6);
+  EXPECT_NEAR(2 * records[0]["loss"].get<double>() + 4 * records[1]["loss"].get<double>(), 6 * whole.loss, 1e-6);
+}
+
+TEST(WriteLogits, NamesTensorsByRecordAndPart) {
+  const TemporaryFolder folder;
+  const auto file = folder.path() / "logits.safetensors";
+  write_logits(tiny_lora(at::kFloat), split_dataset(), file);
+  const hub::TensorSource source = hub::TensorSource::open_safetensors(file);
+  ASSERT_EQ(source.tensors().size(), 3u);
+  EXPECT_EQ(source.find("record.2")->shape[0], 3);
+  EXPECT_EQ(source.find("record.4.0")->shape[0], 4);
+  EXPECT_EQ(source.find("record.4.1")->shape[0], 2);
 }
 
 TEST(WriteLogits, LeavesNothingBehindWhenItFails) {

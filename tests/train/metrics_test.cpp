@@ -14,9 +14,11 @@ namespace {
 TEST(MetricsUpTo, DropsLaterStepsAndHalfALine) {
   const std::string content =
       "{\"step\":0,\"eval_loss\":2}\n{\"step\":5,\"loss\":1}\n{\"step\":5,\"eval_loss\":1}\n{\"step\":6}\n{\"step\":4";
-  EXPECT_EQ(metrics_up_to(content, 5), content.substr(0, content.find("{\"step\":6}")));
-  EXPECT_EQ(metrics_up_to("{\"step\":1}\nnot json\n{\"step\":2}\n", 5), "{\"step\":1}\n");
-  EXPECT_EQ(metrics_up_to("", 5), "");
+  EXPECT_EQ(metrics_up_to(content, 5, true), content.substr(0, content.find("{\"step\":6}")));
+  EXPECT_EQ(metrics_up_to(content, 5, false), "{\"step\":0,\"eval_loss\":2}\n{\"step\":5,\"loss\":1}\n")
+      << "the evaluation of the step that is resumed at is done again";
+  EXPECT_EQ(metrics_up_to("{\"step\":1}\nnot json\n{\"step\":2}\n", 5, true), "{\"step\":1}\n");
+  EXPECT_EQ(metrics_up_to("", 5, true), "");
 }
 
 TEST(MetricsLog, KeepsOrReplacesAnEarlierRunsLines) {
@@ -25,7 +27,7 @@ TEST(MetricsLog, KeepsOrReplacesAnEarlierRunsLines) {
   for (const int64_t step : {1, 2, 3}) MetricsLog(file, true).write({{"step", step}});
   {
     MetricsLog log(file, true);
-    log.drop_after(2);
+    log.drop_after(2, true);
     log.write({{"step", 3}, {"again", true}});
   }
   EXPECT_EQ(read_file(file), "{\"step\":1}\n{\"step\":2}\n{\"step\":3,\"again\":true}\n");
@@ -36,6 +38,14 @@ TEST(MetricsLog, KeepsOrReplacesAnEarlierRunsLines) {
 TEST(MetricsLog, AFolderThatIsMissingIsAnError) {
   const TemporaryFolder folder;
   EXPECT_EQ(code_of([&] { MetricsLog(folder.path() / "none" / "metrics.jsonl", false); }), ExitCode::kNoInput);
+}
+
+TEST(Evaluation, SurvivesAPerplexityThatJsonCannotHold) {
+  const Evaluation evaluation{710, 3, 2};
+  EXPECT_TRUE(std::isinf(evaluation.perplexity()));
+  const nlohmann::json stored = nlohmann::json::parse(nlohmann::json(evaluation).dump());
+  EXPECT_EQ(stored.get<Evaluation>().loss, 710);
+  EXPECT_EQ(stored.get<Evaluation>().records, 2);
 }
 
 TEST(StepLine, LeavesOutWhatWasNotMeasured) {

@@ -6,7 +6,10 @@
 #include <gtest/gtest.h>
 
 #include "base/file.h"
+#include "hub/adapter.h"
+#include "hub/safetensors.h"
 #include "train/checkpoint.h"
+#include "train/tensor_file.h"
 #include "train/tiny.h"
 
 namespace fettle::train {
@@ -24,6 +27,20 @@ config::Config some_config(const fs::path& output_dir) {
 void write_some_checkpoint(const fs::path& folder, int64_t step, const nlohmann::json& identity) {
   const model::NamedTensor tensor{"a", at::full({1}, 1.0, at::kFloat)};
   write_checkpoint(folder, step, {"model.safetensors", {tensor}, {tensor}, {{"identity", identity}}});
+}
+
+void write_some_adapter(const fs::path& folder) {
+  hub::AdapterConfig adapter;
+  adapter.target_modules.names = {"q_proj"};
+  hub::write_adapter_config(folder, adapter);
+  const at::Tensor tensor = at::full({1}, 1.0, at::kFloat);
+  hub::write_safetensors(folder / "adapter_model.safetensors", TensorViews({{"a", tensor}}).views(), {});
+}
+
+void damage(const fs::path& file) {
+  std::string content = read_file(file);
+  content.back() = static_cast<char>(content.back() ^ 1);
+  write_file(file, content);
 }
 
 TEST(RunIdentity, CountsOnlyWhatChangesTheTraining) {
@@ -75,9 +92,9 @@ TEST(StartingPoint, FreshFolders) {
   const TemporaryFolder folder;
   const config::Config config = some_config(folder.path() / "new");
   const nlohmann::json identity = run_identity(config, "data");
-  EXPECT_FALSE(find_starting_point(config.output, identity).checkpoint);
+  EXPECT_FALSE(find_starting_point(config, identity).checkpoint);
   fs::create_directories(folder.path() / "new/lost+found");
-  EXPECT_FALSE(find_starting_point(config.output, identity).checkpoint);
+  EXPECT_FALSE(find_starting_point(config, identity).checkpoint);
 }
 
 TEST(StartingPoint, AForeignFolderIsNotTouched) {
@@ -85,9 +102,9 @@ TEST(StartingPoint, AForeignFolderIsNotTouched) {
   write_file(folder.path() / "thesis.txt", "x");
   config::Config config = some_config(folder.path());
   const nlohmann::json identity = run_identity(config, "data");
-  EXPECT_EQ(code_of([&] { find_starting_point(config.output, identity); }), ExitCode::kConfig);
+  EXPECT_EQ(code_of([&] { find_starting_point(config, identity); }), ExitCode::kConfig);
   config.output.overwrite_output_dir = true;
-  begin_run(config.output, identity, find_starting_point(config.output, identity));
+  begin_run(config, identity, find_starting_point(config, identity));
   EXPECT_TRUE(fs::exists(folder.path() / "thesis.txt"));
 }
 
@@ -95,16 +112,16 @@ TEST(StartingPoint, AnUnfinishedRunContinuesFromItsNewestCheckpoint) {
   const TemporaryFolder folder;
   config::Config config = some_config(folder.path());
   const nlohmann::json identity = run_identity(config, "data");
-  begin_run(config.output, identity, {});
-  EXPECT_FALSE(find_starting_point(config.output, identity).checkpoint) << "killed before the first checkpoint";
+  begin_run(config, identity, {});
+  EXPECT_FALSE(find_starting_point(config, identity).checkpoint) << "killed before the first checkpoint";
   write_some_checkpoint(folder.path(), 3, identity);
-  EXPECT_EQ(find_starting_point(config.output, identity).checkpoint, folder.path() / "checkpoint-3");
+  EXPECT_EQ(find_starting_point(config, identity).checkpoint, folder.path() / "checkpoint-3");
   config.output.overwrite_output_dir = true;
-  EXPECT_EQ(find_starting_point(config.output, identity).checkpoint, folder.path() / "checkpoint-3")
+  EXPECT_EQ(find_starting_point(config, identity).checkpoint, folder.path() / "checkpoint-3")
       << "a restarted job must not throw its own work away";
   config.training.seed = 1;
   const nlohmann::json other = run_identity(config, "data");
-  begin_run(config.output, other, find_starting_point(config.output, other));
+  begin_run(config, other, find_starting_point(config, other));
   EXPECT_FALSE(fs::exists(folder.path() / "checkpoint-3"));
 }
 
@@ -112,14 +129,15 @@ TEST(StartingPoint, AFinishedRunHasNothingToDoUnlessOverwritten) {
   const TemporaryFolder folder;
   config::Config config = some_config(folder.path());
   const nlohmann::json identity = run_identity(config, "data");
-  begin_run(config.output, identity, {});
+  begin_run(config, identity, {});
+  write_some_adapter(folder.path());
   finish_run(folder.path(), identity);
-  EXPECT_TRUE(find_starting_point(config.output, identity).finished);
+  EXPECT_TRUE(find_starting_point(config, identity).finished);
   config.output.resume_from_checkpoint = "none";
-  EXPECT_EQ(code_of([&] { find_starting_point(config.output, identity); }), ExitCode::kConfig);
+  EXPECT_EQ(code_of([&] { find_starting_point(config, identity); }), ExitCode::kConfig);
   config.output.resume_from_checkpoint = "auto";
   config.output.overwrite_output_dir = true;
-  EXPECT_FALSE(find_starting_point(config.output, identity).finished);
+  EXPECT_FALSE(find_starting_point(config, identity).finished);
 }
 
 TEST(StartingPoint, ANamedCheckpointMustBeWholeAndOfThisRun) {
@@ -127,12 +145,118 @@ TEST(StartingPoint, ANamedCheckpointMustBeWholeAndOfThisRun) {
   config::Config config = some_config(folder.path() / "new");
   const nlohmann::json identity = run_identity(config, "data");
   config.output.resume_from_checkpoint = folder.path() / "checkpoint-3";
-  EXPECT_EQ(code_of([&] { find_starting_point(config.output, identity); }), ExitCode::kNoInput);
+  EXPECT_EQ(code_of([&] { find_starting_point(config, identity); }), ExitCode::kNoInput);
   write_some_checkpoint(folder.path(), 3, identity);
-  EXPECT_TRUE(find_starting_point(config.output, identity).checkpoint);
-  EXPECT_EQ(code_of([&] { find_starting_point(config.output, run_identity(config, "other")); }), ExitCode::kConfig);
+  EXPECT_TRUE(find_starting_point(config, identity).checkpoint);
+  EXPECT_EQ(code_of([&] { find_starting_point(config, run_identity(config, "other")); }), ExitCode::kConfig);
   fs::remove(folder.path() / "checkpoint-3/manifest.json");
-  EXPECT_EQ(code_of([&] { find_starting_point(config.output, identity); }), ExitCode::kData);
+  EXPECT_EQ(code_of([&] { find_starting_point(config, identity); }), ExitCode::kData);
+}
+
+TEST(StartingPoint, ANamedCheckpointDoesNotOpenTheFolderOfAnotherRun) {
+  const TemporaryFolder folder;
+  config::Config config = some_config(folder.path() / "mine");
+  const nlohmann::json identity = run_identity(config, "data");
+  fs::create_directories(folder.path() / "elsewhere");
+  write_some_checkpoint(folder.path() / "elsewhere", 3, identity);
+  config.output.resume_from_checkpoint = folder.path() / "elsewhere/checkpoint-3";
+
+  const nlohmann::json other = run_identity(config, "other data");
+  begin_run(config, other, {});
+  write_some_checkpoint(folder.path() / "mine", 30, other);
+  EXPECT_EQ(code_of([&] { find_starting_point(config, identity); }), ExitCode::kConfig);
+  write_file(folder.path() / "mine/run.json", "");
+  EXPECT_EQ(code_of([&] { find_starting_point(config, identity); }), ExitCode::kConfig);
+
+  config.output.overwrite_output_dir = true;
+  const StartingPoint start = find_starting_point(config, identity);
+  EXPECT_EQ(start.checkpoint, folder.path() / "elsewhere/checkpoint-3");
+  begin_run(config, identity, start);
+  EXPECT_TRUE(list_checkpoints(folder.path() / "mine").empty()) << "the other run's would be taken for this one's";
+  EXPECT_TRUE(fs::exists(*start.checkpoint));
+}
+
+TEST(StartingPoint, SkipsCheckpointsThatAreBrokenOrOfAnotherRun) {
+  const TemporaryFolder folder;
+  const config::Config config = some_config(folder.path());
+  const nlohmann::json identity = run_identity(config, "data");
+  begin_run(config, identity, {});
+  write_some_checkpoint(folder.path(), 3, identity);
+  write_some_checkpoint(folder.path(), 9, run_identity(config, "other data"));
+  write_some_checkpoint(folder.path(), 12, identity);
+  damage(folder.path() / "checkpoint-12/optimizer.safetensors");
+  EXPECT_EQ(find_starting_point(config, identity).checkpoint, folder.path() / "checkpoint-3");
+}
+
+TEST(StartingPoint, CheckpointsOfWhichNoneCanBeUsedStopTheRun) {
+  const TemporaryFolder folder;
+  config::Config config = some_config(folder.path());
+  const nlohmann::json identity = run_identity(config, "data");
+  begin_run(config, identity, {});
+  write_some_checkpoint(folder.path(), 3, identity);
+  damage(folder.path() / "checkpoint-3/optimizer.safetensors");
+  try {
+    find_starting_point(config, identity);
+    FAIL() << "started over";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kData);
+    EXPECT_THAT(error.what(), testing::HasSubstr("checkpoint-3 is broken: optimizer.safetensors"));
+  }
+  config.output.overwrite_output_dir = true;
+  EXPECT_FALSE(find_starting_point(config, identity).checkpoint);
+}
+
+TEST(StartingPoint, AFileThatCannotBeReadIsNotABrokenCheckpoint) {
+  const TemporaryFolder folder;
+  config::Config config = some_config(folder.path());
+  const nlohmann::json identity = run_identity(config, "data");
+  begin_run(config, identity, {});
+  write_some_checkpoint(folder.path(), 3, identity);
+  write_some_checkpoint(folder.path(), 6, identity);
+  for (const char* name : {"manifest.json", "optimizer.safetensors"}) {
+    const fs::path file = folder.path() / "checkpoint-6" / name;
+    fs::remove(file);
+    fs::create_symlink(file, file);  // ELOOP: an error that root meets too
+    EXPECT_EQ(code_of([&] { find_starting_point(config, identity); }), ExitCode::kIo) << name;
+  }
+}
+
+TEST(StartingPoint, AFinishedRunWhoseResultIsGoneContinues) {
+  const TemporaryFolder folder;
+  config::Config config = some_config(folder.path());
+  const nlohmann::json identity = run_identity(config, "data");
+  begin_run(config, identity, {});
+  write_some_checkpoint(folder.path(), 3, identity);
+  write_some_adapter(folder.path());
+  finish_run(folder.path(), identity);
+  EXPECT_TRUE(find_starting_point(config, identity).finished);
+  fs::remove(folder.path() / "adapter_model.safetensors");
+  EXPECT_FALSE(find_starting_point(config, identity).finished);
+  EXPECT_EQ(find_starting_point(config, identity).checkpoint, folder.path() / "checkpoint-3");
+}
+
+TEST(BeginRun, KeepsTheAdapterThatItStartsFrom) {
+  for (const bool in_place : {true, false}) {
+    const TemporaryFolder folder;
+    config::Config config = some_config(folder.path());
+    config.output.overwrite_output_dir = true;
+    if (in_place) config.model.adapter_name_or_path = folder.path() / ".";
+    write_some_adapter(folder.path());
+    begin_run(config, run_identity(config, "data"), {});
+    EXPECT_EQ(fs::exists(folder.path() / "adapter_model.safetensors"), in_place);
+    EXPECT_EQ(fs::exists(folder.path() / "adapter_config.json"), in_place);
+  }
+}
+
+TEST(FolderLock, HoldsOneProcessAtATime) {
+  const TemporaryFolder folder;
+  const fs::path output_dir = folder.path() / "out";
+  {
+    const FolderLock lock(output_dir);
+    EXPECT_EQ(code_of([&] { const FolderLock second(output_dir); }), ExitCode::kUnavailable);
+  }
+  EXPECT_EQ(code_of([&] { const FolderLock later(output_dir); }), ExitCode::kOk);
+  EXPECT_FALSE(find_starting_point(some_config(output_dir), {}).checkpoint) << "a lock file alone is an empty folder";
 }
 
 }  // namespace

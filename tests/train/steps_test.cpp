@@ -65,10 +65,23 @@ TEST(TotalSteps, AsTransformers) {
   EXPECT_EQ(total_steps(options, 3), 4);
 }
 
+TEST(TotalSteps, AreBounded) {
+  config::TrainingConfig options;
+  for (const double epochs : {1e19, 1e12, 1e300}) {
+    options.num_train_epochs = epochs;
+    EXPECT_EQ(code_of([&] { total_steps(options, 3); }), ExitCode::kUsage) << epochs;
+  }
+  options.num_train_epochs = 1e-300;
+  EXPECT_EQ(total_steps(options, 3), 1);
+  options.max_steps = INT64_MAX;
+  EXPECT_EQ(code_of([&] { total_steps(options, 3); }), ExitCode::kUsage);
+}
+
 TEST(IntervalSteps, NumberOrShare) {
   EXPECT_EQ(interval_steps(10, 100), 10);
   EXPECT_EQ(interval_steps(0.1, 101), 11);
   EXPECT_EQ(interval_steps(0.001, 10), 1);
+  EXPECT_EQ(interval_steps(1e300, 10), kMostSteps);
 }
 
 }  // namespace
