@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "config/parse.h"
 
 namespace fettle::config {
