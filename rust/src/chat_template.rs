@@ -3,7 +3,7 @@
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{escape_formatter, Environment, Error, ErrorKind, State, Value};
 
 use crate::generation::replace_generation_tags;
 use crate::{guarded, python, silence_panics, text, Buffer, Failure, Outcome};
@@ -49,11 +49,16 @@ fn build(source: &str) -> Result<ChatTemplate, Error> {
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(python::method);
+    environment.set_formatter(|out, state, value| match python::float_text(value) {
+        Some(text) => escape_formatter(out, state, &text.into()),
+        None => escape_formatter(out, state, value),
+    });
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |format: &str| python::strftime_now(format));
     environment.add_function("generation_block", generation_block);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("trim", python::trim);
+    environment.add_filter("string", python::string);
     environment.add_test("sequence", is_sequence);
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let (source, marks_generation) = replace_generation_tags(&source);

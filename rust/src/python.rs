@@ -173,6 +173,23 @@ impl JsonWriter {
     }
 }
 
+/// `str(value)` if it is a float, which minijinja writes without exponents.
+pub fn float_text(value: &Value) -> Option<String> {
+    if value.kind() != ValueKind::Number || value.is_integer() {
+        return None;
+    }
+    let number = f64::try_from(value.clone()).ok()?;
+    Some(if number.is_finite() { float_repr(number) } else { number.to_string().to_lowercase() })
+}
+
+/// `str(value)`, the filter.
+pub fn string(state: &State, value: &Value) -> Result<Value, Error> {
+    match float_text(value) {
+        Some(text) => Ok(text.into()),
+        None => minijinja::filters::string(state, value),
+    }
+}
+
 /// `repr(float)`: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
 fn float_repr(value: f64) -> String {
     if value.is_nan() {
