@@ -19,6 +19,7 @@
 
 namespace fettle::train {
 namespace fs = std::filesystem;
+using nlohmann::literals::operator""_json_pointer;
 namespace {
 
 constexpr const char* kRunFile = "run.json";
@@ -173,6 +174,21 @@ StartingPoint find_starting_point(const config::OutputConfig& options, const nlo
   throw Error(ExitCode::kConfig,
               fmt::format("output_dir {} holds this run already, and resume_from_checkpoint is none", folder.string()),
               hint);
+}
+
+std::string noted_template_date(const config::OutputConfig& options) {
+  const std::string& resume = options.resume_from_checkpoint;
+  if (resume == "none") return {};
+  nlohmann::json run;
+  if (resume == "auto") {
+    run = read_run_file(options.output_dir);
+  } else if (fs::is_directory(resume)) {
+    run = read_checkpoint_state(resume);
+  }
+  const nlohmann::json noted = run.is_object()
+                                   ? run.value("/identity/data_options/template_date"_json_pointer, nlohmann::json())
+                                   : nlohmann::json();
+  return noted.is_string() ? noted.get<std::string>() : std::string();
 }
 
 void begin_run(const config::OutputConfig& options, const nlohmann::json& identity, const StartingPoint& start) {

@@ -31,6 +31,9 @@ struct StartingPoint {
 /// used.
 StartingPoint find_starting_point(const config::OutputConfig& options, const nlohmann::json& identity);
 
+/// The template_date of the run that resume_from_checkpoint would continue; empty if there is none.
+std::string noted_template_date(const config::OutputConfig& options);
+
 /// Makes output_dir, removes what an earlier run left there unless this one continues it, and notes the identity in
 /// run.json. Throws Error{kIo} or {kPermission}.
 void begin_run(const config::OutputConfig& options, const nlohmann::json& identity, const StartingPoint& start);
