@@ -92,8 +92,10 @@ int32_t fettle_tokenizer_added_tokens(const FettleTokenizer* tokenizer, FettleBu
 
 typedef struct FettleTemplate FettleTemplate;
 
-/* Compiles a Jinja template; fails with the reason and the line for a syntax error. */
-int32_t fettle_template_new(const uint8_t* source, size_t source_size, FettleTemplate** out, FettleBuffer* error);
+/* Compiles a Jinja template; fails with the reason and the line for a syntax error. `date` is what its strftime_now
+ * says it is: YYYY-MM-DD, or empty for the time of each call. */
+int32_t fettle_template_new(const uint8_t* source, size_t source_size, const uint8_t* date, size_t date_size,
+                            FettleTemplate** out, FettleBuffer* error);
 void fettle_template_free(FettleTemplate* chat_template);
 
 /* 1 if it has {% generation %} blocks, else 0. */

@@ -3,7 +3,7 @@
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{escape_formatter, Environment, Error, ErrorKind, State, Value};
 
 use crate::generation::replace_generation_tags;
 use crate::{guarded, python, silence_panics, text, Buffer, Failure, Outcome};
@@ -44,16 +44,22 @@ fn is_sequence(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
 }
 
-fn build(source: &str) -> Result<ChatTemplate, Error> {
+fn build(source: &str, date: &str) -> Result<ChatTemplate, Error> {
+    let date = python::Date::parse(date)?;
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(python::method);
+    environment.set_formatter(|out, state, value| match python::float_text(value) {
+        Some(text) => escape_formatter(out, state, &text.into()),
+        None => escape_formatter(out, state, value),
+    });
     environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", |format: &str| python::strftime_now(format));
+    environment.add_function("strftime_now", move |format: &str| date.strftime(format));
     environment.add_function("generation_block", generation_block);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("trim", python::trim);
+    environment.add_filter("string", python::string);
     environment.add_test("sequence", is_sequence);
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let (source, marks_generation) = replace_generation_tags(&source);
@@ -108,12 +114,15 @@ fn render(template: &ChatTemplate, context: &str, marks: &str) -> Outcome<String
 pub unsafe extern "C" fn fettle_template_new(
     source: *const u8,
     source_size: usize,
+    date: *const u8,
+    date_size: usize,
     out: *mut *mut ChatTemplate,
     error: *mut Buffer,
 ) -> i32 {
     silence_panics();
     guarded(error, || {
-        let template = build(text(source, source_size)?).map_err(|error| Failure::new(describe(&error)))?;
+        let template = build(text(source, source_size)?, text(date, date_size)?)
+            .map_err(|error| Failure::new(describe(&error)))?;
         *out = Box::into_raw(Box::new(template));
         Ok(())
     })

@@ -156,6 +156,8 @@ impl JsonWriter {
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
                 '\0'..='\u{1f}' => self.escape(character),
+                // What stands for a special token's spelling (src/text/stand_ins.h) must be found again.
+                '\u{f0000}'..='\u{ffffd}' => self.out.push(character),
                 _ if self.ensure_ascii && !(' '..='~').contains(&character) => {
                     self.escape(character);
                 }
@@ -170,6 +172,23 @@ impl JsonWriter {
             // Writing to a String cannot fail.
             let _ = write!(self.out, "\\u{unit:04x}");
         }
+    }
+}
+
+/// `str(value)` if it is a float, which minijinja writes without exponents.
+pub fn float_text(value: &Value) -> Option<String> {
+    if value.kind() != ValueKind::Number || value.is_integer() {
+        return None;
+    }
+    let number = f64::try_from(value.clone()).ok()?;
+    Some(if number.is_finite() { float_repr(number) } else { number.to_string().to_lowercase() })
+}
+
+/// `str(value)`, the filter.
+pub fn string(state: &State, value: &Value) -> Result<Value, Error> {
+    match float_text(value) {
+        Some(text) => Ok(text.into()),
+        None => minijinja::filters::string(state, value),
     }
 }
 
@@ -250,21 +269,45 @@ pub fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value])
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
 }
 
-/// `datetime.now().strftime(format)`.
-pub fn strftime_now(format: &str) -> Result<String, Error> {
-    // strftime answers 0 both for "too long" and for an empty result: a leading character tells them apart.
-    let format = std::ffi::CString::new(format!("x{format}"))
-        .map_err(|_| invalid("strftime_now: the format has a zero byte"))?;
-    let mut out = [0u8; 512];
-    // SAFETY: tm is plain data that localtime_r fills; strftime writes at most out.len() bytes and ends them with 0.
-    let size = unsafe {
-        let now = libc::time(std::ptr::null_mut());
-        let mut parts: libc::tm = std::mem::zeroed();
-        libc::localtime_r(&now, &mut parts);
-        libc::strftime(out.as_mut_ptr().cast(), out.len(), format.as_ptr(), &parts)
-    };
-    if size == 0 {
-        return Err(invalid("strftime_now: the format is too long"));
+/// What `strftime_now` says it is: a moment, or the time of each call.
+pub struct Date(Option<libc::time_t>);
+
+impl Date {
+    /// Local midnight of YYYY-MM-DD; the time of the call if empty.
+    pub fn parse(text: &str) -> Result<Date, Error> {
+        if text.is_empty() {
+            return Ok(Date(None));
+        }
+        let numbers: Vec<i32> = text.split('-').filter_map(|part| part.parse().ok()).collect();
+        let [year, month, day] = numbers[..] else {
+            return Err(invalid(format!("the date '{text}' is not YYYY-MM-DD")));
+        };
+        // SAFETY: tm is plain data; mktime reads and normalizes it.
+        let moment = unsafe {
+            let mut parts: libc::tm = std::mem::zeroed();
+            (parts.tm_year, parts.tm_mon, parts.tm_mday, parts.tm_isdst) = (year - 1900, month - 1, day, -1);
+            libc::mktime(&mut parts)
+        };
+        Ok(Date(Some(moment)))
     }
-    Ok(String::from_utf8_lossy(&out[1..size]).into_owned())
+
+    /// `datetime.now().strftime(format)`.
+    pub fn strftime(&self, format: &str) -> Result<String, Error> {
+        // strftime answers 0 both for "too long" and for an empty result: a leading character tells them apart.
+        let format = std::ffi::CString::new(format!("x{format}"))
+            .map_err(|_| invalid("strftime_now: the format has a zero byte"))?;
+        let mut out = [0u8; 512];
+        // SAFETY: tm is plain data that localtime_r fills; strftime writes at most out.len() bytes and ends them with
+        // 0.
+        let size = unsafe {
+            let moment = self.0.unwrap_or_else(|| libc::time(std::ptr::null_mut()));
+            let mut parts: libc::tm = std::mem::zeroed();
+            libc::localtime_r(&moment, &mut parts);
+            libc::strftime(out.as_mut_ptr().cast(), out.len(), format.as_ptr(), &parts)
+        };
+        if size == 0 {
+            return Err(invalid("strftime_now: the format is too long"));
+        }
+        Ok(String::from_utf8_lossy(&out[1..size]).into_owned())
+    }
 }

@@ -43,6 +43,7 @@ struct DataConfig {
   std::string prompt_template = "auto";      ///< auto alpaca llama2 chat none, or a Jinja file
   std::string prompt_with_input;             ///< system sentence of the alpaca template, record with input
   std::string prompt_without_input;          ///< same, record without input
+  std::string template_date;                 ///< YYYY-MM-DD: what strftime_now in a chat template is given
   std::string instruction_column = "instruction";
   std::string input_column = "input";
   std::string output_column = "output";

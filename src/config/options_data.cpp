@@ -44,6 +44,12 @@ std::vector<Option> source_options() {
        .slot = slot<&DataConfig::prompt_without_input>,
        .help = "The same for a record without an input.",
        .commands = kAll},
+      {.name = "template_date",
+       .slot = slot<&DataConfig::template_date>,
+       .help =
+           "The date, as YYYY-MM-DD, for a chat template that writes today's; empty: today, or the day on which the "
+           "run in output_dir began.",
+       .commands = kAll},
   };
 }
 

@@ -3,11 +3,14 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
+#include <cstdio>
 #include <initializer_list>
 #include <string>
 #include <string_view>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "config/parse.h"
 #include "config/value.h"
 
@@ -98,7 +101,19 @@ bool may_have_evaluation_records(const DataConfig& data) {
   return !data.validation_file.empty() || !data.dataset_name.empty() || data.validation_split_percentage > 0;
 }
 
+bool is_date(const std::string& text) {
+  int year = 0;
+  unsigned month = 0;
+  unsigned day = 0;
+  char rest = 0;
+  return text.size() == 10 && std::sscanf(text.c_str(), "%4d-%2u-%2u%c", &year, &month, &day, &rest) == 3 &&
+         std::chrono::year_month_day(std::chrono::year(year), std::chrono::month(month), std::chrono::day(day)).ok();
+}
+
 void check_data(Rules& rules, const DataConfig& data) {
+  rules.contradiction(!data.template_date.empty() && !is_date(data.template_date),
+                      fmt::format("template_date: {} is not a date", quote(data.template_date)),
+                      "write it as YYYY-MM-DD, for instance 2026-01-31");
   rules.exclusive("train_file", "dataset_name");
   rules.exclusive("validation_file", "validation_split_percentage");
   if (!data.completion_only_loss) {

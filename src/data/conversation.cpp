@@ -7,6 +7,7 @@
 
 #include "base/utf8.h"
 #include "data/format.h"
+#include "data/reader.h"
 
 namespace fettle::data {
 namespace {
@@ -32,7 +33,9 @@ constexpr std::array<RoleName, 13> kSpeakers = {{{"human", "user"},
                                                  {"function_response", "tool"}}};
 
 Record parse_embedded_json(const Record& text, std::string_view what) {
-  Record value = Record::parse(text.get_ref<const std::string&>(), nullptr, false);
+  const auto& json = text.get_ref<const std::string&>();
+  check_depth(json);
+  Record value = Record::parse(json, nullptr, false);
   if (value.is_discarded()) throw BadRecord(fmt::format("{} is not JSON", what));
   return value;
 }
@@ -46,7 +49,7 @@ std::string content_text(const Record& content) {
   for (const Record& part : content) {
     const bool is_text = part.is_object() && part.value("type", Record("text")) == Record("text");
     if (!is_text || !part.contains("text") || !part["text"].is_string()) {
-      throw BadRecord("a message holds something other than text", part.dump().substr(0, 80));
+      throw BadRecord("a message holds something other than text", quote(part.dump()));
     }
     text += part["text"].get<std::string>();
   }
@@ -78,8 +81,8 @@ Record from_value_message(const Record& message) {
     }
     return Record{{"role", role}, {"content", content_text(message["value"])}};
   }
-  throw BadRecord(fmt::format("a message is from '{}'", speaker),
-                  "known: human, gpt, system, function_call, observation");
+  throw BadRecord("a message is from an unknown speaker",
+                  fmt::format("{}; known: human, gpt, system, function_call, observation", quote(speaker)));
 }
 
 /// Keys with null are left out: Parquet gives every message the keys of all.

@@ -61,6 +61,7 @@ std::string fingerprint_of(const SplitPlan& plan, const DataConfig& c, const Pro
                     c.completion_column,  c.messages_column, c.conversations_column, c.text_column};
   key["template"] = {prompts.template_name(), prompts.template_source(), c.prompt_template == "auto",
                      c.prompt_with_input, c.prompt_without_input};
+  if (!prompts.template_date().empty()) key["date"] = prompts.template_date();
   key["targets"] = {c.completion_only_loss, c.mask_history};
   key["length"] = {c.max_seq_length, c.packing && c.packing_strategy == "bfd_split"};
   return sha256(key.dump());
@@ -111,7 +112,10 @@ void report(const std::string& split, const Preparation& p, const DataConfig& co
   }
   if (p.duplicates > 0)
     log::info("{}: {} documents are duplicates of earlier ones; they are kept", split, p.duplicates);
-  log::info("{}: the end mark is a target in {:.1f} % of the documents", split, percent(p.ended, p.documents));
+  const double ended = percent(p.ended, p.documents);
+  log::info("{}: the end mark is a target in {:.1f} % of the documents", split, ended);
+  if (ended < 50)
+    log::warning("{}: the model may not learn to stop; see what fettle preprocess shows as targets", split);
   if (config.packing) {
     log::info("{}: packed into rows of {} tokens, {:.1f} % full", split, config.max_seq_length,
               100 * p.packing_efficiency);

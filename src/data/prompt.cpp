@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data/prompt.h"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <ctime>
 #include <filesystem>
 #include <utility>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/utf8.h"
 #include "data/tool_text.h"
-#include "data/turns.h"
 
 namespace fettle::data {
 namespace {
@@ -70,6 +72,28 @@ Example span_targets(const text::Encoding& encoding, const std::vector<text::Spa
   return example;
 }
 
+std::string today() {
+  return fmt::format("{:%Y-%m-%d}", fmt::localtime(std::time(nullptr)));
+}
+
+bool teaches(const Record& message) {
+  const auto content = message.find("content");
+  return message.contains("tool_calls") ||
+         (content != message.end() && content->is_string() && !is_blank(content->get_ref<const std::string&>()));
+}
+
+/// The messages that will be targets must hold something, or the end mark alone would be learned.
+void require_targets(const Record& messages, size_t prompt_messages, bool last_only) {
+  bool any_turn = false;
+  bool taught = false;
+  for (size_t i = prompt_messages; i < messages.size(); ++i) {
+    if (prompt_messages == 0 && messages[i]["role"] != "assistant") continue;
+    any_turn = true;
+    taught = teaches(messages[i]) || (taught && !last_only);
+  }
+  if (!taught) throw EmptyRecord(any_turn ? "empty answer" : "no assistant turn");
+}
+
 }  // namespace
 
 PromptBuilder::PromptBuilder(const config::DataConfig& config, text::Tokenizer tokenizer)
@@ -83,6 +107,12 @@ PromptBuilder::PromptBuilder(const config::DataConfig& config, text::Tokenizer t
     }
     source_ = tokenizer_.chat_template();
   } else if (name_ == "llama2") {
+    if (!tokenizer_.bos_id() || !tokenizer_.eos_id()) {
+      throw Error(ExitCode::kConfig,
+                  fmt::format("prompt_template: llama2 needs a BOS and an EOS token, and the tokenizer names no {}",
+                              tokenizer_.bos_id() ? "EOS" : "BOS"),
+                  "use the tokenizer of a Llama 2 model, or set prompt_template to chat, alpaca or none");
+    }
     source_ = kLlama2Template;
   } else if (name_ != "alpaca" && name_ != "none") {
     if (!std::filesystem::exists(name_)) {
@@ -92,8 +122,42 @@ PromptBuilder::PromptBuilder(const config::DataConfig& config, text::Tokenizer t
     source_ = read_file(name_);
   }
   if (source_.empty()) return;
-  chat_.emplace(source_, tokenizer_.special_tokens());
-  calls_tools_ = shows_tool_calls(*chat_);
+  const std::string& for_tools = name_ == "chat" ? tokenizer_.tool_use_template() : std::string();
+  if ((source_ + for_tools).find("strftime_now") != std::string::npos) {
+    date_ = config_.template_date.empty() ? today() : config_.template_date;
+  }
+  chat_.emplace(make_chat(source_));
+  if (!for_tools.empty()) tool_chat_.emplace(make_chat(for_tools));
+}
+
+PromptBuilder::Chat PromptBuilder::make_chat(const std::string& source) const {
+  const text::ChatTemplate chat(source, tokenizer_.special_tokens(), tokenizer_.special_spellings(), date_);
+  return {chat, shows_tool_calls(chat)};
+}
+
+const PromptBuilder::Chat& PromptBuilder::chat_for(const Record& variables) const {
+  return tool_chat_ && variables.contains("tools") && !variables["tools"].is_null() ? *tool_chat_ : *chat_;
+}
+
+Record PromptBuilder::messages_for(const Chat& chat, const Record& messages) const {
+  const auto calls = [](const Record& message) { return message.contains("tool_calls"); };
+  if (chat.shows_calls || std::none_of(messages.begin(), messages.end(), calls)) return messages;
+  std::call_once(calls_as_text_, [] {
+    log::warning("the chat template shows no tool calls: they are written into the answers, as JSON, one a line");
+  });
+  return with_tool_calls_as_text(messages);
+}
+
+text::Encoding PromptBuilder::encode(const text::ChatTemplate::Rendered& rendered) const {
+  return tokenizer_.encode(SegmentedText{rendered.text, rendered.user}, false);
+}
+
+TurnChoice PromptBuilder::turn_choice(const text::Encoding& encoding) const {
+  TurnChoice choice{.last_only = config_.mask_history};
+  const auto limit = static_cast<size_t>(config_.max_seq_length);
+  const bool cut = !config_.packing || config_.packing_strategy != "bfd_split";
+  if (cut && encoding.offsets.size() > limit) choice.before = encoding.offsets[limit].begin;
+  return choice;
 }
 
 Example PromptBuilder::build(const Sample& sample) const {
@@ -152,26 +216,24 @@ Example PromptBuilder::build(const Conversation& sample) const {
     throw Error(ExitCode::kConfig, fmt::format("prompt_template: {} cannot show conversations", name_),
                 "set prompt_template to chat (the tokenizer needs a chat template), llama2 or a Jinja file");
   }
-  const Record messages = calls_tools_ ? sample.messages : with_tool_calls_as_text(sample.messages);
+  const Chat& chosen = chat_for(sample.variables);
+  const text::ChatTemplate& chat = chosen.chat;
+  const Record messages = messages_for(chosen, sample.messages);
   const bool masked = config_.completion_only_loss;
-  if (masked && sample.prompt_messages == 0) {
-    const auto speaks = [](const Record& message) {
-      return message["role"] == "assistant" &&
-             (message.contains("tool_calls") || !is_blank(message["content"].get_ref<const std::string&>()));
-    };
-    if (std::none_of(messages.begin(), messages.end(), speaks)) throw EmptyRecord("no assistant turn");
-  }
-  const auto full = chat_->render(messages, false, sample.variables);
-  for (const text::Span& span : full.user) note_spelled_mark(full.text.substr(span.begin, span.end - span.begin));
-  const auto encoding = tokenizer_.encode(SegmentedText{full.text, full.user}, false);
+  if (masked) require_targets(messages, sample.prompt_messages, config_.mask_history);
+  const auto full = chat.render(messages, false, sample.variables);
+  const auto is_end = [&](const text::Span& span) {
+    return full.text.compare(span.begin, span.end - span.begin, eos_) == 0;
+  };
+  if (std::any_of(full.user.begin(), full.user.end(), is_end)) ++spelled_marks_;
+  const auto encoding = encode(full);
   if (!masked) return all_targets(encoding.ids);
   if (sample.prompt_messages > 0) {
-    const size_t begin = completion_begin(*chat_, messages, sample.prompt_messages, sample.variables, full);
+    const size_t begin = completion_begin(chat, messages, sample.prompt_messages, sample.variables, full);
     return span_targets(encoding, {{begin, full.text.size()}});
   }
-  auto spans = assistant_spans(*chat_, messages, sample.variables, full);
+  const auto spans = assistant_spans(chat, messages, sample.variables, full, turn_choice(encoding));
   if (spans.empty()) throw BadRecord("the chat template marks nothing as generated");
-  if (config_.mask_history) spans.erase(spans.begin(), spans.end() - 1);
   return span_targets(encoding, spans);
 }
 
@@ -246,8 +308,7 @@ std::vector<int32_t> PromptBuilder::generation_prompt(const std::string& user, c
   if (chat_) {
     Record messages = instruction_conversation(question, system).messages;
     messages.erase(messages.size() - 1);
-    const auto rendered = chat_->render(messages, true);
-    return tokenizer_.encode(SegmentedText{rendered.text, rendered.user}, false).ids;
+    return encode(chat_->chat.render(messages, true)).ids;
   }
   SegmentedText prompt;
   if (name_ == "alpaca") {

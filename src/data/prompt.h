@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "config/config.h"
 #include "data/example.h"
 #include "data/sample.h"
+#include "data/turns.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -22,15 +24,16 @@ namespace fettle::data {
 ///  - instruction: `alpaca` (Stanford's text), `llama2`, `chat` and a Jinja file (a user message
 ///  "instruction\n\ninput", answered by the
 ///    assistant), `none` (instruction, blank line and input, then the output at once).
-///  - conversation: the chat template; every assistant turn is a target, or the last one (mask_history).
+///  - conversation: the chat template, or the tokenizer's tool_use template if there are tools; every assistant turn is
+///  a target, or the last one (mask_history).
 /// `auto` is `chat` if the tokenizer has a chat template, else `alpaca`.
 ///
-/// Text from records is encoded as user text: what spells a special token or a template stays ordinary text.
+/// What spells a special token or a template in text from records stays ordinary text.
 /// Immutable; `build` may be called from many threads.
 class PromptBuilder {
  public:
-  /// Throws Error: kUsage (a template that is neither known nor a file), kConfig (chat without a chat template, no
-  /// EOS), kNoInput (the Jinja file is missing).
+  /// Throws Error: kUsage (a template that is neither known nor a file), kConfig (chat without a chat template, llama2
+  /// without BOS or EOS), kNoInput (the Jinja file is missing).
   PromptBuilder(const config::DataConfig& config, text::Tokenizer tokenizer);
 
   /// Not truncated. Throws BadRecord (kinds: "empty", "empty answer", "no assistant turn", what a chat template
@@ -46,8 +49,11 @@ class PromptBuilder {
   /// Whether the end mark of a document (EOS, end of turn) is its last target, but for white space that follows it.
   [[nodiscard]] bool ends_with_mark(const Example& example) const;
 
-  /// What decides the tokens beside the options: the source of the Jinja template in use.
+  /// What decides the tokens beside the options and the tokenizer: the source of the Jinja template in use.
   [[nodiscard]] const std::string& template_source() const { return source_; }
+
+  /// The day, YYYY-MM-DD, that a template which asks for the time is given; empty if the template does not ask.
+  [[nodiscard]] const std::string& template_date() const { return date_; }
 
   /// Samples whose text spells the EOS token somewhere inside; it is kept as ordinary text.
   [[nodiscard]] int64_t spelled_marks() const { return spelled_marks_; }
@@ -58,6 +64,18 @@ class PromptBuilder {
   [[nodiscard]] Example build(const Conversation& sample) const;
   [[nodiscard]] Example build(const Text& sample) const;
   [[nodiscard]] Example build(const Example& sample) const;
+
+  struct Chat {
+    text::ChatTemplate chat;
+    bool shows_calls;  // of tools
+  };
+  [[nodiscard]] Chat make_chat(const std::string& source) const;
+  [[nodiscard]] const Chat& chat_for(const Record& variables) const;
+  /// The messages as the template can show them.
+  [[nodiscard]] Record messages_for(const Chat& chat, const Record& messages) const;
+  [[nodiscard]] text::Encoding encode(const text::ChatTemplate::Rendered& rendered) const;
+  /// The turns that can be targets within max_seq_length.
+  [[nodiscard]] TurnChoice turn_choice(const text::Encoding& encoding) const;
 
   /// prompt + completion + EOS; the completion begins where the tokens of the prompt alone and of all of it part.
   [[nodiscard]] Example encode_text(text::SegmentedText prompt, const std::string& completion) const;
@@ -72,8 +90,10 @@ class PromptBuilder {
   std::string name_;
   std::string source_;
   std::string eos_;
-  std::optional<text::ChatTemplate> chat_;
-  bool calls_tools_ = false;  // the chat template shows tool calls
+  std::string date_;
+  std::optional<Chat> chat_;
+  std::optional<Chat> tool_chat_;  // for records with tools; none: chat_
+  mutable std::once_flag calls_as_text_;
   mutable std::atomic<int64_t> spelled_marks_ = 0;
 };
 

@@ -87,6 +87,9 @@ std::unique_ptr<RecordReader> open_parquet(const std::filesystem::path& path);
 /// deeper than 64 levels, another type.
 Record parse_json_record(std::string_view bytes);
 
+/// Throws BadRecord for JSON text that is nested deeper than 64 levels; to be called before it is parsed.
+void check_depth(std::string_view json);
+
 /// Throws BadRecord with the offset of the first byte of `bytes` that is not UTF-8, or is NUL.
 void check_text(std::string_view bytes);
 

@@ -17,6 +17,7 @@ constexpr size_t kNone = std::string_view::npos;
 constexpr int kMaxDepth =
     64;  // no dataset comes near it; a hostile file must not exhaust the stack of whoever renders it
 constexpr std::string_view kWhite = " \t\r\n";
+constexpr std::string_view kBrackets = "\"{}[]";
 
 /// The position after the string that opens at `begin`; kNone if it never closes.
 size_t string_end(std::string_view text, size_t begin) {
@@ -46,7 +47,7 @@ size_t value_end(std::string_view text, size_t begin, int& depth) {
       --open;
       ++position;
     } else if (open > 0) {
-      position = std::min(text.find_first_of("\"{}[]", position), text.size());
+      position = std::min(text.find_first_of(kBrackets, position), text.size());
       continue;
     } else {
       return std::min(text.find_first_of(",]} \t\r\n", position), text.size());
@@ -226,11 +227,20 @@ std::unique_ptr<RecordReader> open_json(Source source, const config::DataConfig&
   return std::make_unique<JsonLinesReader>(std::move(source), one_object && end != kNone);
 }
 
+void check_depth(std::string_view json) {
+  int open = 0;
+  for (size_t at = json.find_first_of(kBrackets); at != kNone; at = json.find_first_of(kBrackets, at)) {
+    const char c = json[at];
+    at = c == '"' ? string_end(json, at) : at + 1;
+    if (at == kNone) return;  // never closed: parsing it says so
+    if (c != '"') open += c == '{' || c == '[' ? 1 : -1;
+    if (open > kMaxDepth) throw BadRecord("nested too deeply", fmt::format("more than {} levels", kMaxDepth));
+  }
+}
+
 Record parse_json_record(std::string_view bytes) {
   check_text(bytes);
-  int depth = 0;
-  value_end(bytes, 0, depth);
-  if (depth > kMaxDepth) throw BadRecord("nested too deeply", fmt::format("more than {} levels", kMaxDepth));
+  check_depth(bytes);
   Record record;
   try {
     record = Record::parse(bytes);

@@ -13,11 +13,6 @@ namespace fettle::data {
 namespace {
 
 using text::Span;
-using Rendered = text::ChatTemplate::Rendered;
-
-std::string_view slice(const std::string& text, Span span) {
-  return std::string_view(text).substr(span.begin, span.end - span.begin);
-}
 
 size_t common_prefix(std::string_view a, std::string_view b) {
   return static_cast<size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
@@ -25,80 +20,109 @@ size_t common_prefix(std::string_view a, std::string_view b) {
 
 /// Stands for a message's content: a word that no template changes.
 constexpr const char* kProbe = "FettleProbeWord";
+/// Put into a record's text it shows where that stands: a private-use character, which templates leave alone. A record
+/// that has it itself only loses the help of it.
+constexpr std::string_view kMark = "\U0010FFFD";
+constexpr std::string_view kWhite = " \t\n\v\f\r";
 
-struct Sides {
-  std::string before;
-  std::string after;
-};
-
-/// What stands around the probe; none unless it stands there once.
-std::optional<Sides> around_probe(const std::string& text) {
-  const std::string_view probe = kProbe;
-  const size_t found = text.find(probe);
-  if (found == std::string::npos || text.find(probe, found + 1) != std::string::npos) return std::nullopt;
-  return Sides{text.substr(0, found), text.substr(found + probe.size())};
+size_t trimmed_size(std::string_view text) {
+  return text.find_last_not_of(kWhite) + 1;
 }
 
-/// Where in `full` what `part` ends with ends too, by the last text that a record gave to `part` and by `tail`, what
-/// the template wrote after it: after the first of the `candidates` record texts of `full` from `from` on that ends the
-/// same and is followed by the tail. Only the first `needed` bytes of the tail must be there; more counts as far as it
-/// agrees.
-struct Boundary {
-  const Rendered& part;
-  const Rendered& full;
-  size_t from;
-  size_t candidates;
-  size_t needed;
-
-  [[nodiscard]] std::optional<size_t> find() const {
-    if (part.user.empty()) return std::nullopt;
-    const std::string_view last = slice(part.text, part.user.back());
-    const std::string_view tail = std::string_view(part.text).substr(part.user.back().end);
-    size_t left = candidates;
-    for (const Span& span : full.user) {
-      if (span.begin < from) continue;
-      if (left-- == 0) break;
-      const std::string_view text = slice(full.text, span);
-      if (!last.ends_with(text) && !text.ends_with(last)) continue;
-      const size_t agreed = common_prefix(tail, std::string_view(full.text).substr(span.end));
-      if (agreed >= std::min(needed, tail.size())) return span.end + agreed;
-    }
-    return std::nullopt;
-  }
+/// Where marks go in a message; the next is tried if the template writes something else for them than it wrote before.
+enum class Marking {
+  kEveryEnd,   ///< at the end of every string, before the white space there, which templates trim
+  kFilledEnd,  ///< the same without blank strings, which a template may leave out
+  kMiddle,     ///< in the middle of the content, whose ends a template may look at
 };
+
+/// Keys whose values templates compare or count the characters of.
+bool is_structural(std::string_view key) {
+  return key == "role" || key == "type" || key == "id" || key == "tool_call_id";
+}
+
+void mark_ends(Record& value, bool blank_too) {
+  if (value.is_string()) {
+    auto& text = value.get_ref<std::string&>();
+    const size_t end = trimmed_size(text);
+    if (end > 0 || blank_too) text.insert(end, kMark);
+  } else if (value.is_object()) {
+    for (auto& [key, item] : value.items()) {
+      if (!is_structural(key)) mark_ends(item, blank_too);
+    }
+  } else if (value.is_array()) {
+    for (auto& item : value) mark_ends(item, blank_too);
+  }
+}
+
+/// Marks the middle of the content; the text that then follows the mark.
+std::string mark_middle(Record& message) {
+  Record& content = message["content"];
+  if (!content.is_string()) return {};
+  auto& text = content.get_ref<std::string&>();
+  const size_t end = trimmed_size(text);
+  size_t middle = end / 2;
+  while (middle < end && (static_cast<unsigned char>(text[middle]) & 0xC0) == 0x80) ++middle;
+  std::string rest = text.substr(middle, end - middle);
+  text.insert(middle, kMark);
+  return rest;
+}
+
+/// Takes the marks out of `text`; where the last of them stood.
+std::optional<size_t> take_marks(std::string& text) {
+  std::optional<size_t> last;
+  for (size_t found = text.find(kMark); found != std::string::npos; found = text.find(kMark, found)) {
+    text.erase(found, kMark.size());
+    last = found;
+  }
+  return last;
+}
 
 class TurnFinder {
  public:
-  TurnFinder(const text::ChatTemplate& chat, const Record& messages, const Record& variables, const Rendered& full)
+  TurnFinder(const text::ChatTemplate& chat, const Record& messages, const Record& variables, const std::string& full)
       : chat_(chat), messages_(messages), variables_(variables), full_(full) {}
 
-  std::vector<Span> find_all() {
+  [[nodiscard]] std::vector<Span> find_all(const TurnChoice& choice) const {
     std::vector<Span> spans;
-    for (size_t i = 0; i < messages_.size(); ++i) {
-      if (messages_[i].value("role", "") != "assistant") continue;
-      const Span span = find(i);
-      spans.push_back(span);
-      previous_end_ = span.end;
+    for (size_t i = first_of(choice); i < messages_.size(); ++i) {
+      if (!speaks(i)) continue;
+      if (i == 0) {
+        spans.push_back(first_turn());
+        continue;
+      }
+      const std::string prompt = render(i, true);
+      const size_t begin = begin_in_full(i, prompt);
+      if (begin >= choice.before && !spans.empty()) break;
+      const size_t end = end_in_full(i, prompt, begin);
+      if (end < begin) fail(i, "the end");
+      spans.push_back({begin, end});
     }
     return spans;
   }
 
-  /// The byte of `full` where what message `index` and its successors generate begins.
-  [[nodiscard]] size_t begin_of(size_t index) const { return begin_in(index, render(index, true), full_); }
+  /// The byte of the full text where what message `index` and its successors generate begins.
+  [[nodiscard]] size_t begin_of(size_t index) const { return begin_in_full(index, render(index, true)); }
 
  private:
-  Rendered render(size_t count, bool add_generation_prompt) const {
-    Record first = Record::array();
-    first.insert(first.end(), messages_.begin(), messages_.begin() + static_cast<ptrdiff_t>(count));
-    return chat_.render(first, add_generation_prompt, variables_);
+  [[nodiscard]] bool speaks(size_t index) const { return messages_[index].value("role", "") == "assistant"; }
+
+  /// The message to begin with.
+  [[nodiscard]] size_t first_of(const TurnChoice& choice) const {
+    if (!choice.last_only) return 0;
+    size_t last = messages_.size();
+    while (last > 0 && !speaks(last - 1)) --last;
+    return last == 0 ? messages_.size() : last - 1;
   }
 
-  /// The first `count` messages with the probe for the content of message `index`.
-  std::optional<Sides> probe(size_t index, size_t count, bool add_generation_prompt) const {
+  [[nodiscard]] Record first_messages(size_t count) const {
     Record first = Record::array();
     first.insert(first.end(), messages_.begin(), messages_.begin() + static_cast<ptrdiff_t>(count));
-    first[index]["content"] = kProbe;
-    return around_probe(chat_.render(first, add_generation_prompt, variables_).text);
+    return first;
+  }
+
+  [[nodiscard]] std::string render(size_t count, bool add_generation_prompt) const {
+    return chat_.render(first_messages(count), add_generation_prompt, variables_).text;
   }
 
   [[noreturn]] static void fail(size_t index, std::string_view what) {
@@ -106,108 +130,105 @@ class TurnFinder {
                     fmt::format("{} of message {}", what, index + 1));
   }
 
-  /// Where the content of message `index` ends in the full text: between what stands around it whatever it is.
-  std::optional<size_t> content_end(size_t index) const {
-    const auto sides = probe(index, messages_.size(), false);
-    if (!sides || sides->before.size() + sides->after.size() > full_.text.size()) return std::nullopt;
-    if (!full_.text.starts_with(sides->before) || !full_.text.ends_with(sides->after)) return std::nullopt;
-    return full_.text.size() - sides->after.size();
+  /// Where the last of the record's text in message `index` ends in `text`, the rendering of the first `count`
+  /// messages.
+  [[nodiscard]] std::optional<size_t> text_end(size_t index, size_t count, bool add_generation_prompt,
+                                               const std::string& text) const {
+    for (const Marking marking : {Marking::kEveryEnd, Marking::kFilledEnd, Marking::kMiddle}) {
+      Record messages = first_messages(count);
+      std::string rest;
+      if (marking == Marking::kMiddle) {
+        rest = mark_middle(messages[index]);
+      } else {
+        mark_ends(messages[index], marking == Marking::kEveryEnd);
+      }
+      try {
+        std::string marked = chat_.render(messages, add_generation_prompt, variables_).text;
+        const auto mark = take_marks(marked);
+        if (mark && marked == text && text.compare(*mark, rest.size(), rest) == 0) return *mark + rest.size();
+      } catch (const Error&) {
+        continue;  // the template refuses marked text
+      }
+    }
+    return std::nullopt;
   }
 
-  /// `begin_in` the full text by the content of the message before the turn.
-  std::optional<size_t> begin_by_probe(size_t index) const {
-    const auto content = content_end(index - 1);
-    const auto prompt = probe(index - 1, index, true);
-    const auto before = probe(index - 1, index, false);
-    if (!content || !prompt || !before) return std::nullopt;
-    const size_t agreed = common_prefix(prompt->after, std::string_view(full_.text).substr(*content));
-    if (agreed < std::min(prompt->after.size(), before->after.size() + 1)) return std::nullopt;
-    return *content + agreed;
+  /// Where turn `index` begins by the text of the message before it, and what the template writes from there to the
+  /// turn.
+  [[nodiscard]] std::optional<size_t> begin_by_text(size_t index, const std::string& prompt,
+                                                    const std::string& before) const {
+    const auto in_full = text_end(index - 1, messages_.size(), false, full_);
+    const auto in_prompt = in_full ? text_end(index - 1, index, true, prompt) : std::nullopt;
+    const auto in_before = in_prompt ? text_end(index - 1, index, false, before) : std::nullopt;
+    if (!in_before) return std::nullopt;
+    const std::string_view tail = std::string_view(prompt).substr(*in_prompt);
+    const size_t agreed = common_prefix(tail, std::string_view(full_).substr(*in_full));
+    if (agreed < std::min(tail.size(), before.size() - *in_before + 1)) return std::nullopt;
+    return *in_full + agreed;
   }
 
-  /// Where turn `index` begins in `text`, which goes on from its prompt. Generation prompts may end in something that
-  /// the finished turn lacks (an opened <think>): then the turn begins where the two part, within the generation
-  /// prompt.
-  size_t begin_in(size_t index, const Rendered& prompt, const Rendered& text) const {
-    if (text.text.starts_with(prompt.text)) return prompt.text.size();
-    const Rendered before = render(index, false);
-    if (prompt.text.starts_with(before.text)) {
-      const size_t agreed = common_prefix(prompt.text, text.text);
-      if (agreed > before.text.size()) return agreed;
+  /// Where turn `index`, which `prompt` asks for, begins. Generation prompts may end in something that the finished
+  /// turn lacks (an opened <think>): then the turn begins where the two part, within the generation prompt.
+  [[nodiscard]] size_t begin_in_full(size_t index, const std::string& prompt) const {
+    if (full_.starts_with(prompt)) return prompt.size();
+    const std::string before = render(index, false);
+    if (prompt.starts_with(before)) {
+      const size_t agreed = common_prefix(prompt, full_);
+      if (agreed > before.size()) return agreed;
     }
-    const bool in_full = &text == &full_;
-    if (in_full) {
-      if (const auto begin = begin_by_probe(index)) return *begin;
-    }
-    const bool same_spans = !before.user.empty() && !prompt.user.empty() && before.user.back() == prompt.user.back();
-    if (!same_spans) fail(index, "the beginning");
-    const size_t needed = before.text.size() - before.user.back().end + 1;
-    const auto begin = Boundary{prompt, text, in_full ? previous_end_ : 0, text.user.size(), needed}.find();
+    const auto begin = begin_by_text(index, prompt, before);
     if (!begin) fail(index, "the beginning");
     return *begin;
   }
 
-  std::optional<size_t> end_by_probe(size_t index) const {
-    const auto content = content_end(index);
-    const auto turn = probe(index, index + 1, false);
-    if (!content || !turn) return std::nullopt;
-    if (!std::string_view(full_.text).substr(*content).starts_with(turn->after)) return std::nullopt;
-    return *content + turn->after.size();
-  }
-
-  /// The end by the last text of the record in the turn: a tool call need not have a content.
-  std::optional<size_t> end_by_text(size_t index, const Rendered& prompt, const Rendered& through, size_t begin) const {
-    const size_t begin_through = begin_in(index, prompt, through);
-    const std::string_view turn = std::string_view(through.text).substr(begin_through);
-    if (std::string_view(full_.text).substr(begin).starts_with(turn)) return begin + turn.size();
-    const auto own = std::count_if(through.user.begin(), through.user.end(),
-                                   [&](const Span& span) { return span.begin >= begin_through; });
-    return Boundary{through, full_, begin, static_cast<size_t>(own), std::string::npos}.find();
-  }
-
-  Span find(size_t index) const {
-    const Rendered through = index + 1 == messages_.size() ? full_ : render(index + 1, false);
-    if (index == 0) return first_turn(through);
-    const Rendered prompt = render(index, true);
-    const size_t begin = begin_in(index, prompt, full_);
-    if (full_.text.starts_with(through.text)) return checked(index, {begin, through.text.size()});
-    auto end = end_by_probe(index);
-    if (!end) end = end_by_text(index, prompt, through, begin);
-    if (!end) fail(index, "the end");
-    return checked(index, {begin, *end});
+  [[nodiscard]] size_t end_in_full(size_t index, const std::string& prompt, size_t begin) const {
+    const std::string_view rest = std::string_view(full_).substr(begin);
+    if (index + 1 == messages_.size()) return full_.size();
+    const std::string through = render(index + 1, false);
+    if (full_.starts_with(through)) return through.size();
+    if (through.size() > prompt.size() && through.starts_with(prompt)) {
+      const std::string_view turn = std::string_view(through).substr(prompt.size());
+      if (rest.starts_with(turn)) return begin + turn.size();
+    }
+    const auto in_full = text_end(index, messages_.size(), false, full_);
+    const auto in_through = in_full ? text_end(index, index + 1, false, through) : std::nullopt;
+    if (!in_through) fail(index, "the end");
+    const std::string_view tail = std::string_view(through).substr(*in_through);
+    if (!std::string_view(full_).substr(*in_full).starts_with(tail)) fail(index, "the end");
+    return *in_full + tail.size();
   }
 
   /// An assistant who speaks first has no prompt to generate from: the header that the template writes is not a target.
-  Span first_turn(const Rendered& through) const {
-    const auto sides = probe(0, 1, false);
-    if (!sides || !full_.text.starts_with(sides->before)) fail(0, "the beginning");
-    if (!full_.text.starts_with(through.text)) fail(0, "the end");
-    return checked(0, {sides->before.size(), through.text.size()});
-  }
-
-  [[nodiscard]] static Span checked(size_t index, Span span) {
-    if (span.end < span.begin) fail(index, "the end");
-    return span;
+  [[nodiscard]] Span first_turn() const {
+    Record first = first_messages(1);
+    first[0]["content"] = kProbe;
+    const std::string probed = chat_.render(first, false, variables_).text;
+    const size_t begin = probed.find(kProbe);
+    const bool once = begin != std::string::npos && probed.find(kProbe, begin + 1) == std::string::npos;
+    if (!once || !full_.starts_with(std::string_view(probed).substr(0, begin))) fail(0, "the beginning");
+    const std::string through = render(1, false);
+    if (!full_.starts_with(through) || through.size() < begin) fail(0, "the end");
+    return {begin, through.size()};
   }
 
   const text::ChatTemplate& chat_;
   const Record& messages_;
   const Record& variables_;
-  const Rendered& full_;
-  size_t previous_end_ = 0;
+  const std::string& full_;
 };
 
 }  // namespace
 
 std::vector<Span> assistant_spans(const text::ChatTemplate& chat, const Record& messages, const Record& variables,
-                                  const Rendered& full) {
-  if (chat.marks_generation()) return full.generation;
-  return TurnFinder(chat, messages, variables, full).find_all();
+                                  const text::ChatTemplate::Rendered& full, const TurnChoice& choice) {
+  if (!chat.marks_generation()) return TurnFinder(chat, messages, variables, full.text).find_all(choice);
+  if (choice.last_only && !full.generation.empty()) return {full.generation.back()};
+  return full.generation;
 }
 
 size_t completion_begin(const text::ChatTemplate& chat, const Record& messages, size_t prompt_messages,
-                        const Record& variables, const Rendered& full) {
-  return TurnFinder(chat, messages, variables, full).begin_of(prompt_messages);
+                        const Record& variables, const text::ChatTemplate::Rendered& full) {
+  return TurnFinder(chat, messages, variables, full.text).begin_of(prompt_messages);
 }
 
 }  // namespace fettle::data

@@ -2,6 +2,7 @@
 /// Which bytes of a rendered conversation the assistant generates.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "data/record.h"
@@ -9,17 +10,23 @@
 
 namespace fettle::data {
 
+/// Which turns are asked for.
+struct TurnChoice {
+  bool last_only = false;
+  size_t before = std::string::npos;  ///< turns that begin at this byte or later may be left out, but not all of them
+};
+
 /// The range of each assistant turn in `full` = chat.render(messages, false, variables), in order: what follows the
 /// generation prompt, up to and including the end-of-turn mark that the template writes.
 ///
 /// A template with {% generation %} blocks says so itself. For any other, turn k begins where render(messages before
 /// it, add_generation_prompt) ends and ends where render(messages up to it) ends, if those are prefixes of `full`.
 /// Templates that write a turn differently once others follow (Qwen3 drops the reasoning of earlier turns) are not
-/// prefix-preserving: there a probe word in place of a content shows what the template writes around it, and a turn
-/// without one (a tool call) is found by the record's last text in it. Throws BadRecord where this gives no answer: a
-/// wrong mask would be silent.
+/// prefix-preserving: there a mark in the record's text shows where that ends, and what the template writes after it in
+/// the prefix must stand there in `full` as well. Throws BadRecord where this gives no answer: a wrong mask would be
+/// silent.
 std::vector<text::Span> assistant_spans(const text::ChatTemplate& chat, const Record& messages, const Record& variables,
-                                        const text::ChatTemplate::Rendered& full);
+                                        const text::ChatTemplate::Rendered& full, const TurnChoice& choice = {});
 
 /// Where the target of a conversation begins whose first `prompt_messages` messages are the prompt: after what
 /// render(prompt, add_generation_prompt) and `full` have in common, as TRL counts it.

@@ -6,14 +6,12 @@
 
 #include "base/error.h"
 #include "text/rust.h"
-#include "text/user_spans.h"
+#include "text/stand_ins.h"
 
 namespace fettle::text {
 namespace {
 
 constexpr std::array kReasoningKeys = {"reasoning_content", "thinking", "reasoning"};
-/// Variables whose text comes from records, like the messages'.
-constexpr std::array kRecordVariables = {"messages", "tools", "documents"};
 
 /// As transformers prepares messages: keys without a value are left out, and reasoning is there under each of its
 /// names.
@@ -75,86 +73,54 @@ std::string dump(const OrderedJson& value) {
 }  // namespace
 
 struct ChatTemplate::State {
+  State(std::string jinja, const std::vector<std::string>& special_spellings)
+      : source(std::move(jinja)), spellings(special_spellings) {}
+
   std::string source;
   OrderedJson special_tokens;
+  Spellings spellings;
   rust::TemplateHandle handle;
   bool marks_generation = false;
 
-  struct Output {
-    int32_t status = FETTLE_OK;
-    std::string text;
-    std::string error;
-  };
-  /// `context`: the variables as JSON text; `generation_marks`: none, or two characters around generation blocks.
-  [[nodiscard]] Output render(const std::string& context, const std::string& generation_marks) const;
-  [[nodiscard]] std::string render_or_throw(const std::string& context) const;
-  [[nodiscard]] std::vector<Span> user_spans(const OrderedJson& context, const Marks& marks,
-                                             const std::string& text) const;
-  [[nodiscard]] std::vector<Span> generation_spans(const std::string& context, const Marks& marks,
-                                                   const std::string& text) const;
+  /// The template's variables as JSON text: its own, and over them the record's.
+  [[nodiscard]] std::string context(const OrderedJson& record, bool add_generation_prompt) const;
+  /// `block_marks`: none, or two characters that are written around generation blocks.
+  [[nodiscard]] std::string render(const std::string& context, const std::string& block_marks) const;
 };
 
-ChatTemplate::State::Output ChatTemplate::State::render(const std::string& context,
-                                                        const std::string& generation_marks) const {
-  rust::Buffer text;
-  rust::Buffer error;
-  const int32_t status =
-      fettle_template_render(handle.get(), rust::data(context), context.size(), rust::data(generation_marks),
-                             generation_marks.size(), text.out(), error.out());
-  return {.status = status, .text = text.string(), .error = error.string()};
+std::string ChatTemplate::State::context(const OrderedJson& record, bool add_generation_prompt) const {
+  OrderedJson variables = special_tokens;
+  variables["tools"] = nullptr;
+  variables["documents"] = nullptr;
+  variables.update(record);
+  variables["add_generation_prompt"] = add_generation_prompt;
+  return dump(variables);
 }
 
-std::string ChatTemplate::State::render_or_throw(const std::string& context) const {
-  Output output = render(context, {});
-  if (output.status == FETTLE_OK) {
-    return std::move(output.text);
+std::string ChatTemplate::State::render(const std::string& context, const std::string& block_marks) const {
+  rust::Buffer text;
+  rust::Buffer error;
+  const int32_t status = fettle_template_render(handle.get(), rust::data(context), context.size(),
+                                                rust::data(block_marks), block_marks.size(), text.out(), error.out());
+  if (status == FETTLE_OK) {
+    return text.string();
   }
-  if (output.status == FETTLE_RAISED) {
-    throw Error(ExitCode::kData, "the chat template refuses these messages: " + output.error,
+  if (status == FETTLE_RAISED) {
+    throw Error(ExitCode::kData, "the chat template refuses these messages: " + error.string(),
                 "change the record, or the template with prompt_template");
   }
-  throw Error(ExitCode::kData, "the chat template fails on these messages: " + output.error,
+  throw Error(ExitCode::kData, "the chat template fails on these messages: " + error.string(),
               "check the record's messages, or set prompt_template");
 }
 
-std::vector<Span> ChatTemplate::State::user_spans(const OrderedJson& context, const Marks& marks,
-                                                  const std::string& text) const {
-  OrderedJson marked = context;
-  std::vector<OrderedJson> sources;
-  for (const char* name : kRecordVariables) {
-    if (context.contains(name)) {
-      sources.push_back(context[name]);
-      marked[name] = mark_strings(context[name], marks);
-    }
-  }
-  const Output output = render(dump(marked), {});
-  if (output.status == FETTLE_OK) {
-    Unmarked found = remove_marks(output.text, marks);
-    if (found.balanced && found.text == text) {
-      return std::move(found.spans);
-    }
-  }
-  return search_strings(text, sources);
-}
-
-std::vector<Span> ChatTemplate::State::generation_spans(const std::string& context, const Marks& marks,
-                                                        const std::string& text) const {
-  const Output output = render(context, marks.begin + marks.end);
-  Unmarked found = remove_marks(output.text, marks);
-  if (output.status != FETTLE_OK || !found.balanced || found.text != text) {
-    throw Error(ExitCode::kConfig, "the chat template changes or nests its {% generation %} blocks",
-                "use a template whose blocks are written as they are");
-  }
-  return std::move(found.spans);
-}
-
-ChatTemplate::ChatTemplate(std::string source, const nlohmann::json& special_tokens) {
-  auto state = std::make_shared<State>();
-  state->source = std::move(source);
+ChatTemplate::ChatTemplate(std::string source, const nlohmann::json& special_tokens,
+                           const std::vector<std::string>& spellings, const std::string& date) {
+  auto state = std::make_shared<State>(std::move(source), spellings);
   state->special_tokens = special_tokens.is_object() ? OrderedJson(special_tokens) : OrderedJson::object();
   FettleTemplate* handle = nullptr;
   rust::Buffer error;
-  const int32_t status = fettle_template_new(rust::data(state->source), state->source.size(), &handle, error.out());
+  const int32_t status = fettle_template_new(rust::data(state->source), state->source.size(), rust::data(date),
+                                             date.size(), &handle, error.out());
   rust::check(status, error, ExitCode::kConfig, "the chat template", "correct the template, or set prompt_template");
   state->handle.reset(handle);
   state->marks_generation = fettle_template_marks_generation(handle) != 0;
@@ -165,19 +131,24 @@ ChatTemplate::Rendered ChatTemplate::render(const OrderedJson& messages, bool ad
                                             const OrderedJson& extra) const {
   check_depth(messages);
   check_depth(extra);
-  OrderedJson context = state_->special_tokens;
-  context["tools"] = nullptr;
-  context["documents"] = nullptr;
-  context.update(extra);
-  context["messages"] = prepare_messages(messages);
-  context["add_generation_prompt"] = add_generation_prompt;
-  const std::string json = dump(context);
-  Rendered rendered;
-  rendered.text = state_->render_or_throw(json);
-  const Marks marks = choose_marks(json + state_->source);
-  rendered.user = state_->user_spans(context, marks, rendered.text);
+  OrderedJson record = extra;
+  record["messages"] = prepare_messages(messages);
+  const std::string as_given = state_->context(record, add_generation_prompt);
+  StandIns stand_ins(state_->spellings, state_->source, as_given);
+  bool spells = false;
+  for (auto& variable : record) {
+    spells = stand_ins.put_into(variable) || spells;
+  }
+  const std::string context = spells ? state_->context(record, add_generation_prompt) : as_given;
+  Rendered rendered = stand_ins.restore(state_->render(context, {})).rendered;
   if (state_->marks_generation) {
-    rendered.generation = state_->generation_spans(json, marks, rendered.text);
+    const std::string& marks = stand_ins.block_marks();
+    StandIns::Restored marked = stand_ins.restore(state_->render(context, marks));
+    if (!marked.balanced || marked.rendered.text != rendered.text) {
+      throw Error(ExitCode::kConfig, "the chat template changes or nests its {% generation %} blocks",
+                  "use a template whose blocks are written as they are");
+    }
+    return std::move(marked.rendered);
   }
   return rendered;
 }

@@ -17,13 +17,17 @@ using OrderedJson = nlohmann::ordered_json;
 /// A compiled template. Immutable, cheap to copy; render may be called from many threads at once.
 class ChatTemplate {
  public:
-  /// `special_tokens`: Tokenizer::special_tokens(). Throws Error{kConfig} with the line for a syntax error.
-  ChatTemplate(std::string source, const nlohmann::json& special_tokens);
+  /// `special_tokens`: Tokenizer::special_tokens(). `spellings`: Tokenizer::special_spellings(), which the template
+  /// sees in a record's text as one character each, and Rendered::user reports. `date`: what strftime_now says it is,
+  /// YYYY-MM-DD; empty: the time of each call. Throws Error{kConfig} with the line for a syntax error.
+  ChatTemplate(std::string source, const nlohmann::json& special_tokens, const std::vector<std::string>& spellings = {},
+               const std::string& date = {});
 
   struct Rendered {
     std::string text;
-    /// Byte ranges that came from the records: the strings of messages, tools and documents (role and type excepted),
-    /// without the white space at their ends. Where a template cuts those strings up, rather too much than too little.
+    /// Byte ranges in which text from the record (values and keys of messages, tools and every other variable) spells a
+    /// special token. Text that spells one only together with the template's own text (<|{{ role }}|>) is not there:
+    /// it is the template's doing, and special as in transformers.
     std::vector<Span> user;
     /// Byte ranges of the {% generation %} blocks; empty if the template has none.
     std::vector<Span> generation;

@@ -101,6 +101,7 @@ struct Tokenizer::State {
   std::unordered_map<int32_t, SpecialToken> special;
   nlohmann::json named;  // {"bos_token": …}
   std::string chat_template;
+  std::string tool_use_template;
   std::string fingerprint;
   std::vector<std::filesystem::path> files;
   int64_t size = 0;
@@ -147,6 +148,7 @@ void Tokenizer::State::build(const TokenizerFiles& from, const TokenizerPlan& pl
   size = fettle_tokenizer_size(created);
   named = plan.special_tokens;
   chat_template = plan.chat_template;
+  tool_use_template = plan.tool_use_template;
 }
 
 /// The ids that the post-processor puts before and after any text.
@@ -274,7 +276,7 @@ Tokenizer Tokenizer::from_files(const TokenizerFiles& files) {
   Sha256 hash;
   for (const std::string* part :
        {&files.tokenizer_json, &files.sentencepiece_model, &files.tokenizer_config, &files.special_tokens_map,
-        &files.added_tokens, &files.chat_template, &files.model_type}) {
+        &files.added_tokens, &files.chat_template, &files.tool_use_template, &files.model_type}) {
     hash.update(fmt::format("{}:", part->size()));
     hash.update(*part);
   }
@@ -296,6 +298,7 @@ Tokenizer Tokenizer::load(const std::filesystem::path& folder) {
   files.special_tokens_map = read_if_exists(folder / "special_tokens_map.json", read);
   files.added_tokens = read_if_exists(folder / "added_tokens.json", read);
   files.chat_template = read_if_exists(folder / "chat_template.jinja", read);
+  files.tool_use_template = read_if_exists(folder / "additional_chat_templates/tool_use.jinja", read);
   files.model_type = model_type_of(folder);
   Tokenizer tokenizer = from_files(files);
   // The state is not shared with anybody yet.
@@ -375,6 +378,15 @@ std::optional<int32_t> Tokenizer::pad_id() const {
 std::optional<int32_t> Tokenizer::unk_id() const {
   return state_->named_id("unk_token");
 }
+std::vector<std::string> Tokenizer::special_spellings() const {
+  std::vector<std::string> spellings;
+  for (const auto& [id, token] : state_->special) {
+    if (!token.content.empty()) {
+      spellings.push_back(token.content);
+    }
+  }
+  return spellings;
+}
 const nlohmann::json& Tokenizer::special_tokens() const {
   return state_->named;
 }
@@ -383,6 +395,9 @@ bool Tokenizer::has_chat_template() const {
 }
 const std::string& Tokenizer::chat_template() const {
   return state_->chat_template;
+}
+const std::string& Tokenizer::tool_use_template() const {
+  return state_->tool_use_template;
 }
 const std::vector<std::filesystem::path>& Tokenizer::files() const {
   return state_->files;

@@ -30,7 +30,8 @@ struct Encoding {
   std::vector<Span> offsets;
 };
 
-/// A text and the ranges of it that came from a record (ascending, not overlapping), in which nothing is ever special.
+/// A text and ranges of it (ascending, not overlapping) in which nothing is ever special: what came from a record, or
+/// of that only what spells a special token.
 struct SegmentedText {
   std::string text;
   std::vector<Span> user;
@@ -45,6 +46,7 @@ struct TokenizerFiles {
   std::string special_tokens_map = {};   ///< special_tokens_map.json
   std::string added_tokens = {};         ///< added_tokens.json
   std::string chat_template = {};        ///< chat_template.jinja; wins over the template in tokenizer_config
+  std::string tool_use_template = {};    ///< additional_chat_templates/tool_use.jinja; likewise
   std::string model_type = {};           ///< config.json's model_type: decides, too, what transformers rebuilds
 };
 
@@ -82,12 +84,16 @@ class Tokenizer {
   [[nodiscard]] std::optional<int32_t> eos_id() const;
   [[nodiscard]] std::optional<int32_t> pad_id() const;
   [[nodiscard]] std::optional<int32_t> unk_id() const;
+  /// How the special tokens (see is_special) are spelled in text; none of them empty.
+  [[nodiscard]] std::vector<std::string> special_spellings() const;
   /// {"bos_token": "<s>", …}: the names that a chat template sees.
   [[nodiscard]] const nlohmann::json& special_tokens() const;
 
   [[nodiscard]] bool has_chat_template() const;
   /// The Jinja source; empty if the model has none.
   [[nodiscard]] const std::string& chat_template() const;
+  /// The one named tool_use, which transformers takes for a chat with tools; empty if there is none.
+  [[nodiscard]] const std::string& tool_use_template() const;
 
   /// The files that were read and that a saved adapter or model needs beside it; empty after from_files.
   [[nodiscard]] const std::vector<std::filesystem::path>& files() const;

@@ -214,22 +214,27 @@ json template_processing(const json& named, const json& config, const SentencePi
           {"special_tokens", std::move(specials)}};
 }
 
-std::string chat_template(const TokenizerFiles& files, const json& config) {
-  if (!files.chat_template.empty()) {
-    return files.chat_template;
-  }
+/// The template of tokenizer_config.json of that name; a single one is the default.
+std::string named_template(const json& config, const std::string& name) {
   const auto found = config.find("chat_template");
   if (found == config.end()) {
     return {};
   }
   if (found->is_array()) {
     for (const auto& entry : *found) {
-      if (entry.is_object() && text_at(entry, "name") == "default") {
+      if (entry.is_object() && text_at(entry, "name") == name) {
         return text_at(entry, "template");
       }
     }
   }
-  return found->is_string() ? found->get<std::string>() : std::string();
+  return found->is_string() && name == "default" ? found->get<std::string>() : std::string();
+}
+
+/// A template in a file of its own replaces all of tokenizer_config.json's.
+void plan_chat_templates(const TokenizerFiles& files, const json& config, TokenizerPlan& plan) {
+  const bool in_files = !files.chat_template.empty() || !files.tool_use_template.empty();
+  plan.chat_template = in_files ? files.chat_template : named_template(config, "default");
+  plan.tool_use_template = in_files ? files.tool_use_template : named_template(config, "tool_use");
 }
 
 /// Defaults that come from the sentencepiece model itself, where no class of transformers sets its own.
@@ -324,7 +329,7 @@ TokenizerPlan plan_tokenizer(const TokenizerFiles& files) {
   } else {
     plan_sentencepiece(files, config, rebuild, plan);
   }
-  plan.chat_template = chat_template(files, config);
+  plan_chat_templates(files, config, plan);
   return plan;
 }
 

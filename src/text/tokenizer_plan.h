@@ -15,6 +15,7 @@ struct TokenizerPlan {
   nlohmann::json tokens_to_add;   ///< added tokens, in the order that decides the ids of new ones
   nlohmann::json special_tokens;  ///< {"bos_token": "<s>", …}
   std::string chat_template;      ///< empty: none
+  std::string tool_use_template;  ///< for chats with tools; empty: chat_template
 };
 
 /// transformers 5 does not simply load tokenizer.json: for a tokenizer_class with a constructor of its own

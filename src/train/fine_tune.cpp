@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "config/describe.h"
 #include "config/value.h"
+#include "data/prompt.h"
 #include "device/device.h"
 #include "hub/safetensors.h"
 #include "train/checkpoint.h"
@@ -290,15 +291,27 @@ void FineTuning::evaluate_only() {
   write_file(output_dir_ / "eval_results.json", evaluation_results(evaluation).dump(2) + '\n');
 }
 
+/// The date for a chat template that writes today's, which decides tokens: a run that is taken up again on another day
+/// keeps the one it began with. Empty if the template writes none.
+std::string settled_date(const config::Config& config, const text::Tokenizer& tokenizer) {
+  config::DataConfig data = config.data;
+  if (data.template_date.empty()) data.template_date = noted_template_date(config.output);
+  std::string date = data::PromptBuilder(data, tokenizer).template_date();
+  if (!date.empty()) log::info("the chat template writes the date, here {}; template_date sets another", date);
+  return date;
+}
+
 }  // namespace
 
 double peak_learning_rate(const config::TrainingConfig& training, const config::LoraConfig& lora) {
   return training.learning_rate.value_or(lora.use_peft ? 2e-4 : 2e-5);
 }
 
-void fine_tune(const config::Config& config) {
-  log::info("{}", start_device(config.device).description());
-  ModelInputs inputs = load_inputs(config.model);
+void fine_tune(const config::Config& given) {
+  log::info("{}", start_device(given.device).description());
+  ModelInputs inputs = load_inputs(given.model);
+  config::Config config = given;
+  config.data.template_date = settled_date(config, inputs.tokenizer);
   data::PreparedData data = data::prepare(config.data, inputs.tokenizer, config.training.do_train);
   require_vocabulary(inputs, data.train);
   if (data.validation) require_vocabulary(inputs, *data.validation);

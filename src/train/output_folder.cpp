@@ -23,6 +23,7 @@
 
 namespace fettle::train {
 namespace fs = std::filesystem;
+using nlohmann::literals::operator""_json_pointer;
 namespace {
 
 constexpr const char* kRunFile = "run.json";
@@ -247,6 +248,21 @@ StartingPoint find_starting_point(const config::Config& config, const nlohmann::
   }
   if (!options.overwrite_output_dir) refuse_folder(folder, run, identity);
   return start;
+}
+
+std::string noted_template_date(const config::OutputConfig& options) {
+  const std::string& resume = options.resume_from_checkpoint;
+  if (resume == "none") return {};
+  nlohmann::json run;
+  if (resume == "auto") {
+    run = read_run_file(options.output_dir);
+  } else if (fs::is_directory(resume)) {
+    run = read_checkpoint_state(resume);
+  }
+  const nlohmann::json noted = run.is_object()
+                                   ? run.value("/identity/data_options/template_date"_json_pointer, nlohmann::json())
+                                   : nlohmann::json();
+  return noted.is_string() ? noted.get<std::string>() : std::string();
 }
 
 void begin_run(const config::Config& config, const nlohmann::json& identity, const StartingPoint& start) {

@@ -34,6 +34,9 @@ struct StartingPoint {
 /// where there are checkpoints and none can be used; {kIo} or {kPermission} where something cannot be read.
 StartingPoint find_starting_point(const config::Config& config, const nlohmann::json& identity);
 
+/// The template_date of the run that resume_from_checkpoint would continue; empty if there is none.
+std::string noted_template_date(const config::OutputConfig& options);
+
 /// Makes output_dir, removes what an earlier run left there unless this one continues it, and notes the identity in
 /// run.json. An adapter there that this run starts from (adapter_name_or_path is output_dir) stays until the new one
 /// replaces it: a restart before the first checkpoint needs it. Throws Error{kIo} or {kPermission}.

@@ -14,7 +14,12 @@ namespace fs = std::filesystem;
 namespace {
 
 void copy_tokenizer(const text::Tokenizer& tokenizer, const fs::path& folder) {
-  for (const fs::path& file : tokenizer.files()) write_file(folder / file.filename(), read_file(file));
+  for (const fs::path& file : tokenizer.files()) {
+    const fs::path parent = file.parent_path().filename();
+    const fs::path place = parent == "additional_chat_templates" ? folder / parent : folder;
+    make_directories(place);
+    write_file(place / file.filename(), read_file(file));
+  }
 }
 
 const char* type_name(at::ScalarType type) {

@@ -42,6 +42,33 @@ TEST(Train, WritesTheAdapterAndEverythingBesideIt) {
   EXPECT_THAT(other.error(), HasSubstr("seed (42 there, 7 here)"));
 }
 
+/// strftime_now decides tokens: the next day the run keeps the date that it began with.
+TEST(Train, ARunTakenUpOnAnotherDayIsTheSameRun) {
+  const TemporaryFolder folder;
+  const std::string file = folder.write("train.jsonl", some_records());
+  const std::string chat =
+      folder.write("dated.jinja", "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}");
+  const Arguments more = {"--prompt_template=" + chat, "--dataset_cache_directory=" + (folder / "cache").string()};
+  Arguments dated = more;
+  dated.push_back("--template_date=2024-02-29");
+  const Result first = run_program(train_arguments(folder / "out", file, dated));
+  ASSERT_EQ(first.code, 0) << first.err;
+  EXPECT_THAT(first.err, HasSubstr("may not learn to stop"));  // the template writes no end mark
+  const Result again = run_program(train_arguments(folder / "out", file, more));
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_THAT(again.err, HasSubstr("here 2024-02-29"));
+  EXPECT_THAT(again.err, HasSubstr("this run is complete already"));
+  dated.back() = "--template_date=2024-03-01";
+  const Result other = run_program(train_arguments(folder / "out", file, dated));
+  EXPECT_THAT(other.error(), HasSubstr("template_date (\"2024-02-29\" there, \"2024-03-01\" here)"));
+  dated.back() = "--template_date=2024-02-30";
+  EXPECT_THAT(run_program(train_arguments(folder / "new", file, dated)).error(), HasSubstr("YYYY-MM-DD"));
+
+  ASSERT_EQ(run_program(train_arguments(folder / "plain", file)).code, 0);
+  const Result plain = run_program(train_arguments(folder / "plain", file, {"--template_date=2024-02-29"}));
+  EXPECT_THAT(plain.err, HasSubstr("this run is complete already"));
+}
+
 TEST(Train, AnInterruptedRunContinuesToTheSameWeights) {
   const TemporaryFolder folder;
   const std::string file = folder.write("train.jsonl", some_records());

@@ -193,7 +193,7 @@ std::vector<BadInput> message_cases() {
       {"TemplateRefuses", "a.jsonl", R"({"messages": [{"role": "assistant", "content": "a"}]})", kData,
        "the roles user and assistant in turn", llama2},
       {"Speaker", "a.jsonl", R"({"conversations": [{"from": "alien", "value": "a"}]})", kData,
-       "a message is from 'alien'", llama2},
+       "a message is from an unknown speaker: 'alien'", llama2},
       {"SpeakerNull", "a.jsonl", R"({"conversations": [{"from": null, "value": "a"}]})", kData, "'from' is not text",
        llama2},
       {"NoValue", "a.jsonl", R"({"conversations": [{"from": "human"}]})", kData, "a message has no 'value'", llama2},

@@ -271,6 +271,20 @@ TEST_F(PrepareTest, UnwritableCacheKeepsTheDataInMemory) {
   EXPECT_EQ(prepared().train.size(), 40);
 }
 
+TEST_F(PrepareTest, DatesDoNotShareACacheWhereTheTemplateShowsThem) {
+  config_.train_file = {folder_.write("qa.jsonl", "{\"instruction\": \"a\", \"output\": \"b\"}\n")};
+  const auto fingerprints_differ = [&] {
+    config_.template_date = "2024-02-28";
+    const std::string before = prepared().train.fingerprint();
+    config_.template_date = "2024-02-29";
+    return prepared().train.fingerprint() != before;
+  };
+  EXPECT_FALSE(fingerprints_differ());
+  config_.prompt_template =
+      folder_.write("dated.jinja", "{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}");
+  EXPECT_TRUE(fingerprints_differ());
+}
+
 TEST_F(PrepareTest, FingerprintFollowsWhatDecidesTheTokens) {
   const std::string base = prepared().train.fingerprint();
   const auto changed = [&](const std::function<void(config::DataConfig&)>& change) {

@@ -189,6 +189,94 @@ TEST(PromptTest, TokenizedRecordsAsTrlTakesThem) {
             (std::vector<int32_t>{5, 6}));
 }
 
+TEST(PromptTest, Llama2NeedsBosAndEos) {
+  const std::string json = R"({"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+      "post_processor": null, "decoder": null, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})";
+  const auto tokenizer = text::Tokenizer::from_files({.name = "test", .tokenizer_json = json});
+  try {
+    const PromptBuilder prompts(with_template("llama2"), tokenizer);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kConfig);
+    EXPECT_THAT(error.what(), testing::HasSubstr("names no BOS"));
+  }
+}
+
+TEST(PromptTest, AnEmptyAnswerIsNoTarget) {
+  constexpr const char* kEmptyLast =
+      R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+                       {"role": "user", "content": "c"}, {"role": "assistant", "content": " "}]})";
+  constexpr const char* kEmptyCompletion =
+      R"({"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+          "completion": [{"role": "assistant", "content": ""}]})";
+  constexpr const char* kNoAnswer = R"({"messages": [{"role": "user", "content": "a"}]})";
+  DataConfig last;
+  last.mask_history = true;
+  const auto why = [](const char* record, const DataConfig& config) -> std::string {
+    try {
+      (void)build(record, chat_tokenizer(), config);
+    } catch (const EmptyRecord& empty) {
+      return empty.kind();
+    }
+    return "taken";
+  };
+  EXPECT_EQ(why(kEmptyLast, {}), "taken");
+  EXPECT_EQ(why(kEmptyLast, last), "empty answer");
+  EXPECT_EQ(why(kEmptyCompletion, {}), "empty answer");
+  EXPECT_EQ(why(kNoAnswer, {}), "no assistant turn");
+}
+
+TEST(PromptTest, AnUnknownSpeakerIsOneKindOfRecord) {
+  try {
+    (void)build(R"({"conversations": [{"from": "bad\n\u001b[31mERROR", "value": "hi"}]})", chat_tokenizer());
+    FAIL() << "no error";
+  } catch (const BadRecord& bad) {
+    EXPECT_EQ(bad.kind(), "a message is from an unknown speaker");
+    EXPECT_THAT(bad.what(), testing::HasSubstr("'bad  [31mERROR'"));
+  }
+}
+
+TEST(PromptTest, EmbeddedJsonIsNotParsedHoweverDeep) {
+  const std::string deep(200'000, '[');
+  for (const std::string& text : {deep, "  " + deep, "\xef\xbb\xbf" + deep, R"({"name": "f", "arguments": )" + deep}) {
+    const Record call = {{"conversations", Record::array({Record{{"from", "function_call"}, {"value", text}}})}};
+    EXPECT_THROW((void)build(call.dump(), chat_tokenizer()), BadRecord);
+    const Record tools = {{"messages", Record::array({Record{{"role", "user"}, {"content", "a"}}})}, {"tools", text}};
+    EXPECT_THROW((void)build(tools.dump(), chat_tokenizer()), BadRecord);
+  }
+}
+
+/// SmolLM2's tokenizer with other chat templates.
+text::Tokenizer tokenizer_with(const nlohmann::json& chat_template) {
+  const auto folder = repository("tests/data/tokenizers/smollm2");
+  auto settings = nlohmann::json::parse(read_file(folder / "tokenizer_config.json"));
+  settings["chat_template"] = chat_template;
+  return text::Tokenizer::from_files(
+      {.name = "test", .tokenizer_json = read_file(folder / "tokenizer.json"), .tokenizer_config = settings.dump()});
+}
+
+TEST(PromptTest, ARecordWithToolsTakesTheToolUseTemplate) {
+  const auto tokenizer = tokenizer_with(nlohmann::json::parse(R"([
+      {"name": "default", "template": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"},
+      {"name": "tool_use", "template": "{{ tools | length }} tools\n{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"}])"));
+  const std::string messages =
+      R"("messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])";
+  EXPECT_EQ(whole_text(build("{" + messages + "}", tokenizer), tokenizer), "user: a\nassistant: b\n");
+  EXPECT_EQ(whole_text(build("{" + messages + R"(, "tools": [{"name": "f"}]})", tokenizer), tokenizer),
+            "1 tools\nuser: a\nassistant: b\n");
+}
+
+TEST(PromptTest, TheDateIsTheOneGivenAndOnlyWhereItIsShown) {
+  const auto dated = tokenizer_with("{{ strftime_now('%Y') }}{{ messages[0].content }}");
+  DataConfig config;
+  EXPECT_EQ(PromptBuilder(config, dated).template_date().size(), 10U);
+  config.template_date = "1999-12-31";
+  EXPECT_EQ(PromptBuilder(config, dated).template_date(), "1999-12-31");
+  EXPECT_EQ(PromptBuilder(config, chat_tokenizer()).template_date(), "");
+  config.completion_only_loss = false;
+  EXPECT_THAT(whole_text(build(kChat, dated, config), dated), testing::StartsWith("1999"));
+}
+
 TEST(PromptTest, EndMark) {
   const PromptBuilder chat({}, chat_tokenizer());
   Example example = chat.build(sample_of(kChat));

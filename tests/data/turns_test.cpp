@@ -138,6 +138,42 @@ TEST(TurnsQwen3Test, ThoughtsOfEarlierTurnsAreDropped) {
                                                              "<think>\nhm\n</think>\n\nfirst<|im_end|>\n"));
 }
 
+/// A user's <tool_response>: Qwen3 looks at both ends of it to find the last question.
+TEST(TurnsQwen3Test, ContentsThatTheTemplateLooksAt) {
+  const auto chat = template_of("qwen3");
+  const Record messages = Record::parse(R"([
+    {"role": "user", "content": "one"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nend"},
+    {"role": "user", "content": "<tool_response>\nr\n</tool_response>"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nend"},
+    {"role": "user", "content": "end"}, {"role": "assistant", "content": "a"}])");
+  EXPECT_THAT(turns_of(chat, messages),
+              testing::ElementsAre("end<|im_end|>\n", "end<|im_end|>\n", "<think>\n\n</think>\n\na<|im_end|>\n"));
+}
+
+TEST(TurnsTest, OnlyTheTurnsAskedFor) {
+  const auto chat = template_of("qwen3");
+  Record messages = Record::array();
+  for (int i = 0; i < 6; ++i) {
+    messages.push_back({{"role", "user"}, {"content", "question"}});
+    messages.push_back({{"role", "assistant"}, {"content", "answer"}});
+  }
+  const auto full = chat.render(messages, false);
+  const auto all = assistant_spans(chat, messages, Record::object(), full);
+  ASSERT_EQ(all.size(), 6U);
+  const auto last = assistant_spans(chat, messages, Record::object(), full, {.last_only = true});
+  EXPECT_EQ(last, (std::vector<text::Span>{all.back()}));
+  const auto some = assistant_spans(chat, messages, Record::object(), full, {.before = all[2].end});
+  EXPECT_EQ(some, (std::vector<text::Span>{all[0], all[1], all[2]}));
+  EXPECT_EQ(assistant_spans(chat, messages, Record::object(), full, {.before = 0}), (std::vector<text::Span>{all[0]}));
+}
+
+/// Mistral's: calls need an id of nine characters, and none is written without.
+TEST(TurnsTest, ATemplateThatIsStrictAboutCallsShowsThem) {
+  const auto source = read_file(repository("tests/golden/text/templates/mistral_tools.jinja"));
+  EXPECT_TRUE(shows_tool_calls(text::ChatTemplate(source, {{"bos_token", "<s>"}, {"eos_token", "</s>"}})));
+  EXPECT_TRUE(shows_tool_calls(text::ChatTemplate("{{ raise_exception('no') }}", {})));
+  EXPECT_FALSE(shows_tool_calls(template_of("smollm2")));
+}
+
 TEST(TurnsTest, GenerationPromptThatOpensAThought) {
   const text::ChatTemplate chat(
       "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}</s>{% endfor %}"

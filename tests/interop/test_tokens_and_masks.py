@@ -7,6 +7,8 @@ templates, BOS and EOS, masks and truncation are TRL's and transformers' own.
 
 import itertools
 import json
+import random
+import shutil
 
 import datasets
 import pytest
@@ -157,6 +159,60 @@ def test_every_assistant_turn(family, reference, preprocess, write_jsonl, tokeni
     assert_same(preprocess(family, write_jsonl("messages.jsonl", chats)), theirs, 160)
 
 
+WORDS = ["end", "a", "user", "assistant", "im_start", "yes ", "line\n\nend\n", "<p>x\n<p>y", "é日本🙂", "1", " no"]
+RESPONSE = "<tool_response>\nend\n</tool_response>"
+
+
+def thoughtful_conversations():
+    """Chats whose answers hold thoughts, which Qwen3 cuts up, and lines that are also part of the template."""
+    generator = random.Random(0)
+
+    def answer():
+        thought = generator.choice(["<think>\n{}\n</think>\n\n", "<think>\n\n</think>\n\n", "{}</think>", "", ""])
+        return thought.format(generator.choice(WORDS)) + generator.choice(WORDS)
+
+    def turns():
+        question = generator.choice([*WORDS, RESPONSE])
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer()}]
+
+    chats = []
+    for _ in range(200):
+        system = [{"role": "system", "content": generator.choice(WORDS)}] if generator.random() < 0.3 else []
+        first = [{"role": "user", "content": generator.choice(WORDS)}, {"role": "assistant", "content": answer()}]
+        chats.append(system + first + sum((turns() for _ in range(generator.randint(0, 3))), []))
+    ruby = "<think>\nEasy.\n</think>\n\ndef add(a, b)\n  a + b\nend"
+    contents = ["Write a Ruby method that adds.", ruby, "Thanks!", "You are welcome."]
+    roles = ["user", "assistant"] * 2
+    return [*chats, [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thoughts(family, reference, preprocess, write_jsonl, tokenizer_folders):
+    chats = [{"messages": messages} for messages in thoughtful_conversations()]
+    template = json.loads((tokenizer_folders[family] / "tokenizer_config.json").read_text())["chat_template"]
+    theirs = reference(family).prepare(
+        chats, chat_template=marked(family, template), assistant_only_loss=True, max_length=4096
+    )
+    assert_same(preprocess(family, write_jsonl("messages.jsonl", chats)), theirs, 200)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "smollm2"])
+def test_forged_tokens_are_text(family, preprocess, write_jsonl, tokenizer_folders):
+    """The same chats with and without <|im_end|> in contents and roles: the template's own tokens stay, and no other."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folders[family])
+    specials = set(tokenizer.all_special_ids)
+    chats = thoughtful_conversations()
+    forged = [
+        [{**message, "content": message["content"] + "<|im_end|>\n<|im_start|>end"} for message in chat] for chat in chats
+    ]
+    files = [write_jsonl(name, [{"messages": chat} for chat in c]) for name, c in [("a.jsonl", chats), ("b.jsonl", forged)]]
+    clean, disarmed = (preprocess(family, file) for file in files)
+    for (ids, _), (forged_ids, labels), chat in zip(clean, disarmed, forged, strict=True):
+        assert [t for t in ids if t in specials] == [t for t in forged_ids if t in specials]
+        assert tokenizer.decode(forged_ids) == tokenizer.apply_chat_template(chat, tokenize=False)
+        assert any(label in specials for label in labels)
+
+
 @pytest.mark.parametrize("family", ["qwen3", "llama3"])
 def test_training_templates_of_trl(family, reference, preprocess, write_jsonl):
     folder = {"qwen3": "qwen3", "llama3": "llama3-style-4k"}[family]
@@ -227,6 +283,103 @@ def test_tool_calls(family, reference, preprocess, tokenizer_folders):
         )
         assert ids == theirs["input_ids"]
         assert [label != IGNORE for label in labels] == [bit == 1 for bit in theirs["assistant_masks"]]
+
+
+def as_transformers(folder, record, **settings):
+    """The ids of a record that is a target as a whole."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return tokenizer.apply_chat_template(record["messages"], tools=record.get("tools"), **settings)["input_ids"]
+
+
+WEATHER_CHAT = [
+    {"role": "user", "content": "weather?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {
+                "id": "abc123def",
+                "type": "function",
+                "function": {"name": "get_weather", "arguments": {"city": "Oslo"}},
+            }
+        ],
+    },
+    {"role": "tool", "content": "4", "tool_call_id": "abc123def"},
+    {"role": "assistant", "content": "4 degrees"},
+]
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+
+
+def test_a_template_that_is_strict_about_calls(preprocess, write_jsonl, tokenizer_folders):
+    template = REPOSITORY / "tests/golden/text/templates/mistral_tools.jinja"
+    records = [{"messages": WEATHER_CHAT}, {"messages": WEATHER_CHAT, "tools": TOOLS}]
+    ours = preprocess("mistral-v3", write_jsonl("calls.jsonl", records), prompt_template=template)
+    for (ids, labels), record in zip(ours, records, strict=True):
+        theirs = as_transformers(tokenizer_folders["mistral-v3"], record, chat_template=template.read_text())
+        assert ids == theirs
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folders["mistral-v3"])
+        targets = tokenizer.decode([label for label in labels if label != IGNORE])
+        assert "get_weather" in targets and targets.endswith("4 degrees</s>")
+
+
+@pytest.mark.parametrize("in_files", [False, True])
+def test_the_tool_use_template(in_files, fettle, write_jsonl, tokenizer_folders, tmp_path):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_folders["smollm2"], folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    default = config["chat_template"]
+    for_tools = "TOOLS {{ tools | length }}\n" + default
+    if in_files:
+        del config["chat_template"]
+        (folder / "chat_template.jinja").write_text(default)
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates/tool_use.jinja").write_text(for_tools)
+    else:
+        config["chat_template"] = [
+            {"name": "default", "template": default},
+            {"name": "tool_use", "template": for_tools},
+        ]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    records = [{"messages": messages}, {"messages": messages, "tools": TOOLS}]
+    fettle(
+        "preprocess",
+        model_name_or_path=STORIES260K,
+        tokenizer_name=folder,
+        train_file=write_jsonl("tools.jsonl", records),
+        output=tmp_path / "out.jsonl",
+    )
+    ours = [row["input_ids"] for row in read_jsonl(tmp_path / "out.jsonl")]
+    assert ours == [as_transformers(folder, record) for record in records]
+    assert ours[0] != ours[1]
+
+
+def test_numbers_in_tool_calls(preprocess, write_jsonl, tokenizer_folders, tmp_path):
+    """Floats of every size, and integers of 64 bits, as json.dumps and as str write them."""
+    generator = random.Random(0)
+    numbers = [generator.uniform(-1000, 1000) for _ in range(300)]
+    numbers += [generator.random() * 10 ** generator.randint(-20, 20) for _ in range(300)]
+    numbers += [0.0, -0.0, 1.0, 1e-5, 1e-4, 1e16, 1e15, 5e-324, 1.7976931348623157e308, 2**63, 2**64 - 1, -(2**63)]
+    template = tmp_path / "numbers.jinja"
+    template.write_text(
+        "{% for n in messages[1].numbers %}{{ n }} {{ n | string }} {{ n | tojson }}\n{% endfor %}"
+        "{{ messages[1].numbers | tojson }}"
+    )
+    records = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "numbers": part}]}
+        for part in (numbers[begin : begin + 36] for begin in range(0, len(numbers), 36))
+    ]
+    ours = preprocess(
+        "smollm2",
+        write_jsonl("numbers.jsonl", records),
+        prompt_template=template,
+        completion_only_loss=False,
+        max_seq_length=100000,
+    )
+    theirs = [
+        as_transformers(tokenizer_folders["smollm2"], record, chat_template=template.read_text()) for record in records
+    ]
+    assert [ids for ids, _ in ours] == theirs
 
 
 def tool_conversation(record):

@@ -133,19 +133,42 @@ TEST(SegmentedText, RenderedChatsRoundTrip) {
   const auto chats = golden::read("chats.json")["chats"];
   for (const std::string name : {"smollm2", "llama3-style-4k"}) {
     const Tokenizer tokenizer = Tokenizer::load(golden::tokenizer_folder(name));
-    const ChatTemplate chat_template(tokenizer.chat_template(), tokenizer.special_tokens());
+    const ChatTemplate chat_template(tokenizer.chat_template(), tokenizer.special_tokens(),
+                                     tokenizer.special_spellings());
     const auto& messages = chats[11]["messages"];  // the one with special tokens of every family
     const auto rendered = chat_template.render(messages, true, {{"date_string", "1 Jan 2024"}});
     const Encoding encoding = tokenizer.encode(SegmentedText{rendered.text, rendered.user}, false);
-    for (size_t i = 0; i < encoding.ids.size(); ++i) {
-      const Span& offsets = encoding.offsets[i];
-      const bool inside = std::any_of(rendered.user.begin(), rendered.user.end(), [&](const Span& span) {
-        return span.begin < offsets.end && offsets.begin < span.end;
-      });
-      EXPECT_FALSE(inside && tokenizer.is_special(encoding.ids[i]));
-    }
-    EXPECT_GE(special_ids(tokenizer, encoding).size(), 5U);
     EXPECT_EQ(tokenizer.decode(encoding.ids, false), rendered.text);
+    const OrderedJson harmless = {{{"role", "user"}, {"content", "a"}}, {{"role", "assistant"}, {"content", "b"}}};
+    const auto plain = chat_template.render(harmless, true, {{"date_string", "1 Jan 2024"}}).text;
+    EXPECT_EQ(special_ids(tokenizer, encoding), special_ids(tokenizer, tokenizer.encode(plain, false)));
+  }
+}
+
+/// Whatever a record's texts, roles, keys and arguments spell, the special tokens are those that the template wrote.
+TEST(SegmentedText, OnlyTheTemplateWritesSpecialTokens) {
+  const Tokenizer tokenizer = Tokenizer::load(golden::tokenizer_folder("smollm2"));
+  const ChatTemplate chat_template(
+      "{% for m in messages %}{{ bos_token }}{{ m.role }}\n{{ m.content.split('</think>')[-1] | trim }}"
+      "{% for c in m.tool_calls %}{{ c | tojson }}{% for k in c.arguments %}{{ k }}{% endfor %}{% endfor %}"
+      "<|im_end|>\n{% endfor %}{{ tools | tojson }}{{ extra }}",
+      tokenizer.special_tokens(), tokenizer.special_spellings());
+  const auto chat = [&](const std::string& text) {
+    const OrderedJson call = {{"name", "f" + text}, {"arguments", {{"k" + text, {"v" + text, 1.5}}}}};
+    const OrderedJson messages = {{{"role", "user" + text}, {"content", "end" + text + "\nend\n"}},
+                                  {{"role", "assistant"},
+                                   {"content", text + "hm</think>\n" + text + "end\nuser"},
+                                   {"tool_calls", OrderedJson::array({call})}}};
+    const auto rendered =
+        chat_template.render(messages, false, {{"tools", OrderedJson::array({call})}, {"extra", "x" + text}});
+    const Encoding encoding = tokenizer.encode(SegmentedText{rendered.text, rendered.user}, false);
+    EXPECT_EQ(tokenizer.decode(encoding.ids, false), rendered.text);
+    return special_ids(tokenizer, encoding);
+  };
+  ASSERT_EQ(chat(""), (std::vector<int32_t>{1, 2, 1, 2}));
+  for (const std::string& spelling : tokenizer.special_spellings()) {
+    EXPECT_EQ(chat(spelling), chat("")) << spelling;
+    EXPECT_EQ(chat(spelling + spelling + "<|" + spelling), chat("")) << spelling;
   }
 }
 

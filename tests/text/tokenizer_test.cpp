@@ -151,8 +151,16 @@ TEST(Tokenizer, TakesTheChatTemplateFromWhereTransformersDoes) {
   folder.write("tokenizer_config.json",
                R"({"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]})");
   EXPECT_EQ(Tokenizer::load(folder.path()).chat_template(), "D");
+  EXPECT_EQ(Tokenizer::load(folder.path()).tool_use_template(), "T");
   folder.write("chat_template.jinja", "J");
   EXPECT_EQ(Tokenizer::load(folder.path()).chat_template(), "J");
+  EXPECT_EQ(Tokenizer::load(folder.path()).tool_use_template(), "");
+  const std::string before = Tokenizer::load(folder.path()).fingerprint();
+  std::filesystem::create_directory(folder.path() / "additional_chat_templates");
+  folder.write("additional_chat_templates/tool_use.jinja", "U");
+  EXPECT_EQ(Tokenizer::load(folder.path()).chat_template(), "J");
+  EXPECT_EQ(Tokenizer::load(folder.path()).tool_use_template(), "U");
+  EXPECT_NE(Tokenizer::load(folder.path()).fingerprint(), before);
 }
 
 TEST(Tokenizer, EncodesFromManyThreads) {

@@ -57,6 +57,21 @@ TEST(RunIdentity, CountsOnlyWhatChangesTheTraining) {
   EXPECT_NE(run_identity(some_config("out"), "other data"), identity);
 }
 
+TEST(TemplateDate, IsTheOneThatTheRunToContinueNoted) {
+  const TemporaryFolder folder;
+  config::Config config = some_config(folder / "out");
+  EXPECT_EQ(noted_template_date(config.output), "");
+  config.data.template_date = "2024-02-29";
+  const nlohmann::json identity = run_identity(config, "data");
+  begin_run(config.output, identity, {});
+  EXPECT_EQ(noted_template_date(config.output), "2024-02-29");
+  write_some_checkpoint(folder.path(), 3, identity);
+  config.output = {.output_dir = folder / "new", .resume_from_checkpoint = folder / "checkpoint-3"};
+  EXPECT_EQ(noted_template_date(config.output), "2024-02-29");
+  config.output = {.output_dir = folder / "out", .resume_from_checkpoint = "none"};
+  EXPECT_EQ(noted_template_date(config.output), "");
+}
+
 TEST(RunIdentity, AMovedFileWithTheSameContentIsTheSameRun) {
   config::Config config = some_config("out");
   const nlohmann::json identity = run_identity(config, "data");
