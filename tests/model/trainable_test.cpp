@@ -224,18 +224,19 @@ double relative_error(const at::Tensor& actual, const at::Tensor& expected) {
   return ((actual - expected).norm() / expected.norm()).item<double>();
 }
 
-// Half of 8,192 tokens are the same one: a sum of its occurrences' gradients in bfloat16 is off by half and more.
+// Three quarters of 5,632 tokens are the same one: a sum of its occurrences' gradients in bfloat16 is off by half and
+// more.
 TEST(Masters, AFrequentTokensEmbeddingLearnsFromAllItsOccurrences) {
   constexpr const char* kEmbedding = "model.embed_tokens.weight";
   for (const bool tied : {false, true}) {
     SCOPED_TRACE(tied ? "tied" : "untied");
     at::manual_seed(11);
     nlohmann::json config = testing::tiny_config();
-    config["tie_word_embeddings"] = tied;
+    config.update({{"tie_word_embeddings", tied}, {"num_hidden_layers", 1}});
     const TinyModel tiny(config);
-    Batch batch = random_batch(std::vector<int64_t>(64, 128), 61);
-    batch.tokens.masked_fill_(at::randint(0, 2, {8192}, at::kLong) == 0, 13);
-    ASSERT_GE((batch.tokens == 13).sum().item<int64_t>(), 3900);
+    Batch batch = random_batch(std::vector<int64_t>(44, 128), 61);
+    batch.tokens.masked_fill_(at::randint(0, 4, {44 * 128}, at::kLong) > 0, 13);
+    ASSERT_GE((batch.tokens == 13).sum().item<int64_t>(), 4096);
     batch.labels.masked_fill_(batch.labels != -100, 7);  // a common direction, as real text has
     Decoder exact = tiny.load(at::kFloat);
     exact.make_trainable_full();
@@ -248,7 +249,7 @@ TEST(Masters, AFrequentTokensEmbeddingLearnsFromAllItsOccurrences) {
     EXPECT_LE(relative_error(actual.at(kEmbedding), expected.at(kEmbedding)), 0.03);
 
     std::vector<Batch> documents;
-    for (size_t i = 0; i < 64; ++i) documents.push_back(document(batch, i));
+    for (size_t i = 0; i < 44; ++i) documents.push_back(document(batch, i));
     Decoder accumulated = tiny.load(at::kBFloat16);
     accumulated.make_trainable_full();
     for (const auto& [name, gradient] : gradients(accumulated, documents)) {
