@@ -63,7 +63,7 @@ TEST(TemplateDate, IsTheOneThatTheRunToContinueNoted) {
   EXPECT_EQ(noted_template_date(config.output), "");
   config.data.template_date = "2024-02-29";
   const nlohmann::json identity = run_identity(config, "data");
-  begin_run(config.output, identity, {});
+  begin_run(config, identity, {});
   EXPECT_EQ(noted_template_date(config.output), "2024-02-29");
   write_some_checkpoint(folder.path(), 3, identity);
   config.output = {.output_dir = folder / "new", .resume_from_checkpoint = folder / "checkpoint-3"};
