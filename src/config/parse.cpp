@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/utf8.h"
 #include "config/aliases.h"
 #include "config/validate.h"
 #include "config/value.h"
