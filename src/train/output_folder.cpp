@@ -10,6 +10,7 @@
 #include <system_error>
 #include <vector>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -179,6 +180,7 @@ void begin_run(const config::OutputConfig& options, const nlohmann::json& identi
   const fs::path folder = options.output_dir;
   make_directories(folder);
   if (::access(folder.c_str(), W_OK) != 0) throw_system_error("write to output_dir", folder, errno);
+  remove_stale_temporaries(folder);
   if (!start.checkpoint) remove_earlier_run(folder);
   write_run_file(folder, identity, false);
 }
