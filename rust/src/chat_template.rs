@@ -18,6 +18,9 @@ const RAISED: &str = "raise_exception: ";
 /// chats take a hundredth; a template that never ends or grows without bound stops here.
 const FUEL: u64 = 20_000_000;
 
+/// Bytes of a template. The longest known have 30 thousand.
+const LONGEST: usize = 1_000_000;
+
 pub struct ChatTemplate {
     environment: Environment<'static>,
     marks_generation: bool,
@@ -45,6 +48,10 @@ fn is_sequence(value: &Value) -> bool {
 }
 
 fn build(source: &str) -> Result<ChatTemplate, Error> {
+    if source.len() > LONGEST {
+        let detail = format!("{} bytes are more than the {LONGEST} that a template may have", source.len());
+        return Err(Error::new(ErrorKind::SyntaxError, detail));
+    }
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_fuel(Some(FUEL));
