@@ -7,6 +7,7 @@
  *   the pointer may be null when the size is 0.
  * - A function that can fail returns a FettleStatus. On failure it fills `error` (if not null) with a message and
  *   leaves the out parameters alone; on success it leaves `error` alone. A panic inside a crate is a failure too.
+ *   Without memory or stack left, the process ends with one line "error: …" and code 71 or 65.
  * - Buffers and handles belong to the caller, who frees each with its own function; freeing null or a zeroed struct
  *   does nothing. Out parameters are overwritten, not freed.
  * - A const handle may be used by many threads at once; a handle that is not const by one at a time.

@@ -14,9 +14,12 @@ const MARKS: &str = "generation marks";
 /// Marks an error as the template's own, raised on purpose.
 const RAISED: &str = "raise_exception: ";
 
-/// Instructions, and 64 bytes each of data made, that one rendering may take: about a second and a gigabyte. The longest
-/// chats take a hundredth; a template that never ends or grows without bound stops here.
-const FUEL: u64 = 20_000_000;
+/// Instructions, and 64 bytes each of data made, that one rendering may take: about half a second and 0.3 GB. The longest
+/// chats take a tenth; a template that never ends or grows without bound stops here.
+const FUEL: u64 = 5_000_000;
+
+/// Bytes of a template. The longest known have 30 thousand.
+const LONGEST: usize = 1_000_000;
 
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -45,6 +48,10 @@ fn is_sequence(value: &Value) -> bool {
 }
 
 fn build(source: &str, date: &str) -> Result<ChatTemplate, Error> {
+    if source.len() > LONGEST {
+        let detail = format!("{} bytes are more than the {LONGEST} that a template may have", source.len());
+        return Err(Error::new(ErrorKind::SyntaxError, detail));
+    }
     let date = python::Date::parse(date)?;
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);

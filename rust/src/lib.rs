@@ -2,10 +2,11 @@
 //! A C ABI over the `tokenizers`, `minijinja` and `parquet` crates; the contract is `include/fettle_text.h`.
 //!
 //! Every entry point runs inside [`guarded`]: an error or a panic of a crate becomes a status and a message, and never
-//! unwinds into C++.
+//! unwinds into C++. No memory and no stack end the process in words ([`last_words`]).
 
 mod chat_template;
 mod generation;
+mod last_words;
 mod parquet_reader;
 mod python;
 mod tokenizer;
@@ -16,7 +17,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 /// The `tokenizers` crate allocates for every character range it looks at: a quarter of the time of preparing data went
 /// into the C library's allocator. Memory of this library never passes to another: [`Buffer`]s are freed here.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: last_words::Checked<mimalloc::MiMalloc> = last_words::Checked(mimalloc::MiMalloc);
 
 /// Bytes that this library owns; see `FettleBuffer` in the header.
 #[repr(C)]
@@ -79,10 +80,10 @@ type Outcome<T> = Result<T, Failure>;
 /// # Safety
 /// `error` is null or points to a writable `Buffer`, whose old content is not freed.
 unsafe fn guarded(error: *mut Buffer, body: impl FnOnce() -> Outcome<()>) -> i32 {
-    let failure = match catch_unwind(AssertUnwindSafe(body)) {
+    let failure = match last_words::watching_the_stack(|| catch_unwind(AssertUnwindSafe(body))) {
         Ok(Ok(())) => return OK,
         Ok(Err(failure)) => failure,
-        Err(panic) => Failure::new(format!("internal error: {}", panic_text(&*panic))),
+        Err(panic) => Failure::new(format!("the tokenizer, template or file cannot be used: {}", panic_text(&*panic))),
     };
     if let Some(error) = error.as_mut() {
         *error = Buffer::from_vec(failure.message.into_bytes());

@@ -2,31 +2,102 @@
 #include "base/atomic_file.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/magic.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <random>
 #include <utility>
 
+#include "base/error.h"
 #include "base/file.h"
 
 namespace fettle {
+namespace fs = std::filesystem;
 namespace {
 
 constexpr size_t kBufferBytes = size_t{1} << 20;
+constexpr const char* kPrefix = ".fettle-";
+constexpr const char* kSuffix = ".tmp";
+constexpr int kAttempts = 8;
+constexpr int kMostLinks = 40;  // the kernel's limit
+
+fs::path folder_of(const fs::path& path) {
+  return path.has_parent_path() ? path.parent_path() : fs::path(".");
+}
+
+/// What the links of `path` lead to, existing or not. A link in /proc names an open file and stays.
+fs::path follow_links(fs::path path) {
+  struct stat status {};
+  struct statfs volume {};
+  for (int links = 0; ::lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode); ++links) {
+    if (links == kMostLinks) throw_system_error("write", path, ELOOP);
+    if (::statfs(folder_of(path).c_str(), &volume) == 0 && volume.f_type == PROC_SUPER_MAGIC) break;
+    std::error_code failure;
+    const fs::path target = fs::read_symlink(path, failure);
+    if (failure) throw_system_error("write", path, failure.value());
+    path = folder_of(path) / target;
+  }
+  return path;
+}
+
+/// Whether a new file takes the place of what is at `path`: of a file, or of nothing. A stream stays: a device, a pipe,
+/// an open file of /proc.
+bool is_replaced(const fs::path& path) {
+  struct stat status {};
+  struct stat entry {};
+  if (::stat(path.c_str(), &status) != 0 || ::lstat(path.c_str(), &entry) != 0) {
+    if (errno != ENOENT) throw_system_error("write", path, errno);
+    return true;
+  }
+  if (S_ISDIR(status.st_mode)) throw_system_error("write", path, EISDIR);
+  if (S_ISBLK(status.st_mode)) {
+    throw Error(ExitCode::kIo, fmt::format("{} is a disk, not a file", path.string()), "give the name of a file");
+  }
+  return S_ISREG(status.st_mode) && !S_ISLNK(entry.st_mode);
+}
+
+/// Whether a process that lives holds the temporary file's lock; true where that cannot be told.
+bool is_in_use(int descriptor) {
+  return ::flock(descriptor, LOCK_EX | LOCK_NB) != 0;
+}
 
 }  // namespace
 
-AtomicFile::AtomicFile(std::filesystem::path path, std::string_view suffix)
-    : path_(std::move(path)),
-      temporary_(path_.string() + std::string(suffix)),
-      descriptor_(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)) {
-  if (descriptor_ < 0) throw_system_error("write", path_, errno);
+AtomicFile::AtomicFile(const fs::path& path) : path_(follow_links(path)) {
+  if (is_replaced(path_)) {
+    open_temporary();
+  } else {
+    descriptor_ = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+    if (descriptor_ < 0) throw_system_error("write", path_, errno);
+  }
+}
+
+/// The name does not grow from the target's, which may be as long as a name can be. The lock tells the temporary of a
+/// living process from one that was left behind; whoever took ours for one has unlinked it, and another is made.
+void AtomicFile::open_temporary() {
+  std::random_device random;
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    temporary_ = folder_of(path_) / fmt::format("{}{:08x}{:08x}{}", kPrefix, random(), random(), kSuffix);
+    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (descriptor_ < 0 && errno == EEXIST) continue;
+    if (descriptor_ < 0) throw_system_error("write", path_, errno);
+    ::flock(descriptor_, LOCK_EX | LOCK_NB);
+    struct stat status {};
+    if (::fstat(descriptor_, &status) != 0 || status.st_nlink > 0) return;
+    ::close(std::exchange(descriptor_, -1));
+  }
+  throw_system_error("write", path_, EEXIST);
 }
 
 AtomicFile::~AtomicFile() {
   if (descriptor_ < 0) return;
   ::close(descriptor_);
-  ::unlink(temporary_.c_str());
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
 }
 
 void AtomicFile::write(std::span<const std::byte> bytes) {
@@ -58,10 +129,25 @@ void AtomicFile::flush() {
 
 void AtomicFile::commit() {
   flush();
-  if (::fsync(descriptor_) != 0) throw_system_error("write", path_, errno);
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) throw_system_error("write", path_, errno);
+  if (!temporary_.empty()) {
+    if (::fsync(descriptor_) != 0) throw_system_error("write", path_, errno);
+    if (::rename(temporary_.c_str(), path_.c_str()) != 0) throw_system_error("write", path_, errno);
+  }
   if (::close(std::exchange(descriptor_, -1)) != 0) throw_system_error("write", path_, errno);
-  sync_directory(path_.has_parent_path() ? path_.parent_path() : std::filesystem::path("."));
+  if (!temporary_.empty()) sync_directory(folder_of(path_));
+}
+
+void remove_stale_temporaries(const fs::path& folder) {
+  std::error_code failure;
+  fs::directory_iterator entry(folder, failure);
+  for (; !failure && entry != fs::directory_iterator(); entry.increment(failure)) {
+    const std::string name = entry->path().filename().string();
+    if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) continue;
+    const int descriptor = ::open(entry->path().c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (descriptor < 0) continue;
+    if (!is_in_use(descriptor)) ::unlink(entry->path().c_str());
+    ::close(descriptor);
+  }
 }
 
 }  // namespace fettle

@@ -8,8 +8,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <iterator>
 #include <system_error>
 #include <utility>
 
@@ -36,37 +38,68 @@ class Descriptor {
   int fd_;
 };
 
+struct Advice {
+  int error_number;
+  ExitCode code;
+  const char* hint;
+};
+
+constexpr Advice kAdvice[] = {
+    {ENOENT, ExitCode::kNoInput, "check the path"},
+    {ENOTDIR, ExitCode::kNoInput, "check the path: a part of it is not a folder"},
+    {ENAMETOOLONG, ExitCode::kNoInput, "check the path: names have at most 255 bytes"},
+    {ELOOP, ExitCode::kNoInput, "check the symbolic links: they lead in a circle"},
+    {EACCES, ExitCode::kPermission, "check the owner and the mode of the file and its folder"},
+    {EPERM, ExitCode::kPermission, "check the owner and the mode of the file and its folder"},
+    {EISDIR, ExitCode::kIo, "give the name of a file"},
+    {EEXIST, ExitCode::kIo, "remove it or choose another name"},
+    {ENOSPC, ExitCode::kIo, "free some space or choose another folder"},
+    {EDQUOT, ExitCode::kIo, "free some space or choose another folder"},
+    {EFBIG, ExitCode::kIo, "raise the limit on the size of files (ulimit -f)"},
+    {EROFS, ExitCode::kIo, "choose a folder on a writable volume"},
+    {EMFILE, ExitCode::kIo, "raise the limit on open files (ulimit -n)"},
+    {ENFILE, ExitCode::kIo, "raise the limit on open files"},
+    {EAGAIN, ExitCode::kIo, "raise the limit on processes and threads (ulimit -u)"},
+    {ENOMEM, ExitCode::kOutOfMemory, "give the process more memory"},
+};
+
+/// What stands where `path` needs a folder; empty if nothing does.
+std::string obstacle(const fs::path& path) {
+  fs::path part;
+  for (const fs::path& name : path) {
+    part /= name;
+    std::error_code failure;
+    const fs::file_status status = fs::status(part, failure);
+    if (fs::exists(status) && !fs::is_directory(status)) return part.string() + " is not a folder";
+    if (!fs::exists(status) && fs::is_symlink(part, failure)) return part.string() + " is a link to nothing";
+  }
+  return {};
+}
+
 }  // namespace
 
+Error system_error(std::string_view what, int error_number) {
+  const auto* found = std::ranges::find(kAdvice, error_number, &Advice::error_number);
+  const Advice advice = found == std::end(kAdvice) ? Advice{error_number, ExitCode::kIo, "check the volume"} : *found;
+  return {advice.code, fmt::format("{}: {}", what, std::generic_category().message(error_number)), advice.hint};
+}
+
 void throw_system_error(std::string_view action, const fs::path& path, int error_number) {
-  const std::string what =
-      fmt::format("cannot {} {}: {}", action, path.string(), std::generic_category().message(error_number));
-  switch (error_number) {
-    case ENOENT:
-    case ENOTDIR:
-      throw Error(ExitCode::kNoInput, what, "check the path");
-    case EACCES:
-    case EPERM:
-      throw Error(ExitCode::kPermission, what, "check the owner and the mode of the file and its folder");
-    case ENOSPC:
-    case EDQUOT:
-      throw Error(ExitCode::kIo, what, "free some space or choose another folder");
-    case EROFS:
-      throw Error(ExitCode::kIo, what, "choose a folder on a writable volume");
-    default:
-      throw Error(ExitCode::kIo, what, "check the volume");
-  }
+  throw system_error(fmt::format("cannot {} {}", action, path.string()), error_number);
 }
 
 MappedFile::MappedFile(fs::path path, const std::byte* data, size_t size)
     : path_(std::move(path)), data_(data), size_(size) {}
 
 std::shared_ptr<const MappedFile> MappedFile::open(const fs::path& path) {
-  const Descriptor file(path, O_RDONLY);
+  const Descriptor file(path, O_RDONLY | O_NONBLOCK);  // a pipe that nobody writes to would be waited for
   if (file.get() < 0) throw_system_error("open", path, errno);
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) throw_system_error("read", path, errno);
-  if (!S_ISREG(status.st_mode)) throw Error(ExitCode::kNoInput, fmt::format("{} is not a file", path.string()));
+  if (!S_ISREG(status.st_mode)) {
+    throw Error(ExitCode::kNoInput, fmt::format("{} is not a regular file", path.string()),
+                "folders, devices and pipes cannot be read here: give the name of a file");
+  }
   const auto size = static_cast<size_t>(status.st_size);
   const std::byte* data = nullptr;
   if (size > 0) {
@@ -96,7 +129,11 @@ void write_file(const fs::path& path, std::string_view content) {
 void make_directories(const fs::path& path) {
   std::error_code failure;
   fs::create_directories(path, failure);
-  if (failure) throw_system_error("create folder", path, failure.value());
+  if (!failure) return;
+  const std::string reason = obstacle(path);
+  if (reason.empty()) throw_system_error("create folder", path, failure.value());
+  throw Error(ExitCode::kNoInput, fmt::format("cannot create folder {}: {}", path.string(), reason),
+              "choose another folder, or move away what is there");
 }
 
 void sync_directory(const fs::path& path) {

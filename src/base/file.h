@@ -10,10 +10,13 @@
 #include <string>
 #include <string_view>
 
+#include "base/error.h"
+
 namespace fettle {
 
 /// A read-only memory map of a whole file. Pages are loaded when touched and shared between processes.
-/// Throws Error{kNoInput} if the file does not exist, {kPermission} if it may not be read, {kIo} otherwise.
+/// Throws Error{kNoInput} if the file does not exist or is a folder, a device or a pipe, {kPermission} if it may not be
+/// read, {kIo} otherwise.
 class MappedFile {
  public:
   static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
@@ -35,18 +38,22 @@ class MappedFile {
 /// The whole file as a string. Throws as MappedFile::open.
 std::string read_file(const std::filesystem::path& path);
 
-/// Writes `content` to a temporary name beside `path`, fsyncs it and renames it over `path`: readers see the old file
-/// or the new one. Throws Error{kIo} (disk full, read-only) or {kPermission} and leaves the old file untouched.
+/// Writes `content` as AtomicFile does: readers see the old file or the new one. Throws Error{kIo} (disk full,
+/// read-only) or {kPermission} and leaves the old file untouched.
 void write_file(const std::filesystem::path& path, std::string_view content);
 
-/// Makes `path` and its parents. Throws Error{kIo} or {kPermission} naming the folder.
+/// Makes `path` and its parents. Throws Error{kNoInput}, {kIo} or {kPermission} naming the folder, and what is in its
+/// way.
 void make_directories(const std::filesystem::path& path);
 
 /// fsyncs a folder, so that renames inside it survive a power cut.
 void sync_directory(const std::filesystem::path& path);
 
-/// The Error for a failed system call on `path`: kNoInput (ENOENT), kPermission (EACCES, EPERM), else kIo; the text
-/// says what was tried, on what, and the system's reason.
+/// The Error for a failed system call, with what to do about it: kNoInput for a path that is absent or no path,
+/// kPermission (EACCES, EPERM), kOutOfMemory (ENOMEM), else kIo. The text is `what` and the system's reason.
+Error system_error(std::string_view what, int error_number);
+
+/// Throws system_error("cannot <action> <path>").
 [[noreturn]] void throw_system_error(std::string_view action, const std::filesystem::path& path, int error_number);
 
 /// Streaming SHA-256 (FIPS 180-4), by OpenSSL.

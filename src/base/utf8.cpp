@@ -25,6 +25,11 @@ size_t sequence_length(std::string_view text) {
   return 0;
 }
 
+/// Whether `text` may be cut before `position`: not inside a character.
+bool is_boundary(std::string_view text, size_t position) {
+  return position == 0 || position >= text.size() || (static_cast<uint8_t>(text[position]) & 0xC0) != 0x80;
+}
+
 }  // namespace
 
 size_t find_invalid_utf8(std::string_view text) {
@@ -62,10 +67,19 @@ std::string one_line(std::string_view text) {
   return line;
 }
 
+std::string shorten(std::string_view text, size_t longest) {
+  if (text.size() <= longest) return std::string(text);
+  size_t end = longest / 2;
+  size_t begin = text.size() - longest / 2;
+  while (!is_boundary(text, end)) --end;
+  while (!is_boundary(text, begin)) ++begin;
+  return std::string(text.substr(0, end)) + "…" + std::string(text.substr(begin));
+}
+
 std::string quote(std::string_view text) {
   constexpr size_t kLongest = 120;
   size_t end = std::min(text.size(), kLongest);
-  while (end < text.size() && end > 0 && (text[end] & 0xC0) == 0x80) --end;  // not inside a character
+  while (!is_boundary(text, end)) --end;
   return "'" + one_line(text.substr(0, end)) + (end < text.size() ? "…'" : "'");
 }
 

@@ -17,6 +17,9 @@ bool is_blank(std::string_view text);
 /// `text` fit for one line of a log or message: control characters become spaces, bytes that are not UTF-8 U+FFFD.
 std::string one_line(std::string_view text);
 
+/// `text` of at most about `longest` bytes: whole characters of its beginning and its end, with "…" between them.
+std::string shorten(std::string_view text, size_t longest);
+
 /// Foreign text in a message: one_line of its first 120 bytes (whole characters), in single quotes.
 std::string quote(std::string_view text);
 

@@ -2,15 +2,17 @@
 #include "model/generate.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <cstdio>
-#include <iostream>
-#include <iterator>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "cli/commands.h"
 #include "cli/options.h"
@@ -58,8 +60,27 @@ void check_length(const model::Decoder& model, size_t prompt, int64_t max_new_to
   }
 }
 
+/// The prompt that is piped in. The limit is far above any model's context.
 std::string standard_input() {
-  return {std::istreambuf_iterator<char>(std::cin), {}};
+  constexpr size_t kLargest = 64'000'000;
+  std::string text;
+  std::array<char, 65536> piece{};
+  for (;;) {
+    const ssize_t size = ::read(STDIN_FILENO, piece.data(), piece.size());
+    if (size < 0 && errno == EINTR) continue;
+    if (size < 0) {
+      throw Error(ExitCode::kIo, system_error("cannot read the prompt from standard input", errno).what(),
+                  "pipe a text into the command");
+    }
+    if (size == 0) break;
+    text.append(piece.data(), static_cast<size_t>(size));
+    if (text.size() > kLargest) {
+      throw Error(ExitCode::kData, "the prompt on standard input has more than 64 MB", "give a shorter text");
+    }
+  }
+  if (text.empty())
+    throw Error(ExitCode::kData, "the prompt on standard input is empty", "pipe a text into the command");
+  return text;
 }
 
 bool print_now(const std::string& text) {
@@ -82,7 +103,7 @@ int generate(const Arguments& arguments) {
   model::generate(model, prompt, config->generation, static_cast<uint64_t>(config->training.seed),
                   {stop_tokens(inputs, config->generation.raw_prompt),
                    [&text](int32_t token) { return print_now(text.add(token)); }});
-  if (!print_now(text.finish() + '\n')) throw Error(ExitCode::kIo, "cannot write to standard output", "check the pipe");
+  print_now(text.finish() + '\n');  // run() tells what became of it
   return 0;
 }
 

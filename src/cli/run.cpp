@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <c10/util/Exception.h>
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <torch/version.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <new>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/utf8.h"
 #include "cli/commands.h"
 #include "config/describe.h"
@@ -18,18 +25,27 @@
 namespace fettle::cli {
 namespace {
 
+constexpr std::string_view kLostOutput = "cannot write to standard output";
+constexpr std::string_view kOutputHint = "check where it goes";
+
 struct Command {
   std::string_view name;
   std::string_view help;
   int (*run)(const Arguments&);
+  std::string_view out_of_memory;  ///< what to do
 };
 
 constexpr Command kCommands[] = {
-    {"train", "Fine-tune a model, evaluate it and save the result.", train},
-    {"eval", "Loss and perplexity of a model, or a model and an adapter, on records.", evaluate},
-    {"generate", "Answer a prompt.", generate},
-    {"preprocess", "Show and write the exact records, tokens and masks that training uses.", preprocess},
-    {"config", "Print the options: --schema, --defaults or --markdown.", config::config_command},
+    {"train", "Fine-tune a model, evaluate it and save the result.", train,
+     "use gradient_checkpointing=true, a smaller per_device_train_batch_size with more gradient_accumulation_steps, or "
+     "a "
+     "smaller max_seq_length"},
+    {"eval", "Loss and perplexity of a model, or a model and an adapter, on records.", evaluate,
+     "use a smaller per_device_eval_batch_size or max_seq_length"},
+    {"generate", "Answer a prompt.", generate, "use a shorter prompt or a smaller max_new_tokens"},
+    {"preprocess", "Show and write the exact records, tokens and masks that training uses.", preprocess,
+     "use a smaller preprocessing_num_workers, or shorter records"},
+    {"config", "Print the options: --schema, --defaults or --markdown.", config::config_command, ""},
 };
 
 std::string help() {
@@ -63,16 +79,38 @@ int dispatch(const Arguments& arguments) {
   fail_unknown(name);
 }
 
+/// What to do about an error that does not say it.
+std::string_view default_hint(ExitCode code) {
+  switch (code) {
+    case ExitCode::kUsage:
+    case ExitCode::kConfig:
+      return "see fettle <command> --help for the options";
+    case ExitCode::kData:
+      return "correct or replace what is named there";
+    case ExitCode::kNoInput:
+      return "check the path";
+    default:
+      return "";
+  }
+}
+
 /// Prints the one line of an error, whatever names are in it.
 int report(ExitCode code, std::string_view what, std::string_view hint) {
-  fmt::print(stderr, "error: {}{}{}\n", one_line(what), hint.empty() ? "" : "; ", one_line(hint));
+  constexpr size_t kLongest = 600;
+  if (hint.empty()) hint = default_hint(code);
+  const std::string line = fmt::format("error: {}{}{}\n", shorten(one_line(what), kLongest), hint.empty() ? "" : "; ",
+                                       shorten(one_line(hint), kLongest));
+  std::fputs(line.c_str(), stderr);  // fmt::print would throw where stderr is full
   return static_cast<int>(code);
 }
 
-int report_out_of_memory() {
-  return report(ExitCode::kOutOfMemory, "out of memory",
-                "use gradient_checkpointing=true, a smaller per_device_train_batch_size with more "
-                "gradient_accumulation_steps, or a smaller max_seq_length");
+int report(const Error& error) {
+  return report(error.code(), error.what(), error.hint());
+}
+
+int report_out_of_memory(const Arguments& arguments) {
+  const auto* command = std::ranges::find(kCommands, arguments.empty() ? "" : arguments.front(), &Command::name);
+  return report(ExitCode::kOutOfMemory, "out of memory", command == std::end(kCommands) ? "" : command->out_of_memory);
 }
 
 std::string first_line(std::string_view text) {
@@ -84,24 +122,46 @@ int report_internal(std::string_view what) {
                 "this is a bug in Fettle: please report it");
 }
 
+/// A file that the program opens must not get the number of a closed standard stream: the log would be written into
+/// it. What stands in for the stream refuses to be read or written, except for the log, which is lost.
+void occupy_standard_streams() {
+  constexpr int kModes[] = {O_WRONLY, O_RDONLY, O_WRONLY};
+  for (int stream = 0; stream < 3; ++stream) {
+    if (::fcntl(stream, F_GETFD) < 0) ::open("/dev/null", kModes[stream]);  // the lowest free number: this one
+  }
+}
+
+int run_command(const Arguments& arguments) {
+  try {
+    return dispatch(arguments);
+  } catch (const Error& error) {
+    return report(error);
+  } catch (const std::bad_alloc&) {
+    return report_out_of_memory(arguments);
+  } catch (const c10::OutOfMemoryError&) {
+    return report_out_of_memory(arguments);
+  } catch (const c10::Error& error) {
+    const std::string what = error.what_without_backtrace();
+    return what.find("DefaultCPUAllocator") != std::string::npos ? report_out_of_memory(arguments)
+                                                                 : report_internal(what);
+  } catch (const std::filesystem::filesystem_error& error) {
+    return report(system_error("cannot use " + error.path1().string(), error.code().value()));
+  } catch (const std::system_error& error) {  // of fmt's printing, or of starting a thread
+    if (std::ferror(stdout) != 0) return report(ExitCode::kIo, kLostOutput, kOutputHint);
+    return report(system_error("a system call failed", error.code().value()));
+  } catch (const std::exception& error) {
+    return report_internal(error.what());
+  }
+}
+
 }  // namespace
 
 int run(const Arguments& arguments) {
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit becomes an error of the write, which says what and where
-  try {
-    return dispatch(arguments);
-  } catch (const Error& error) {
-    return report(error.code(), error.what(), error.hint());
-  } catch (const std::bad_alloc&) {
-    return report_out_of_memory();
-  } catch (const c10::OutOfMemoryError&) {
-    return report_out_of_memory();
-  } catch (const c10::Error& error) {
-    const std::string what = error.what_without_backtrace();
-    return what.find("DefaultCPUAllocator") != std::string::npos ? report_out_of_memory() : report_internal(what);
-  } catch (const std::exception& error) {
-    return report_internal(error.what());
-  }
+  occupy_standard_streams();
+  const int code = run_command(arguments);
+  if (code != 0 || (std::fflush(stdout) == 0 && std::ferror(stdout) == 0)) return code;
+  return report(ExitCode::kIo, kLostOutput, kOutputHint);
 }
 
 }  // namespace fettle::cli

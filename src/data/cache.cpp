@@ -3,7 +3,6 @@
 ///   header (64 bytes) | fingerprint (64) | offsets int64[documents+1] | records int64[documents] | ids int32[tokens] |
 ///   labels int32[tokens] | report (JSON) | SHA-256 of all before it (64 hexadecimal digits)
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -62,8 +61,7 @@ void read_report(const nlohmann::json& report, Preparation& p) {
 /// Hashes what it writes; the digest ends the file.
 class HashedFile {
  public:
-  /// Several processes may prepare the same data at once.
-  explicit HashedFile(const fs::path& path) : file_(path, fmt::format(".{}.tmp", ::getpid())) {}
+  explicit HashedFile(const fs::path& path) : file_(path) {}
 
   template <typename T>
   void write(std::span<T> values) {
@@ -133,6 +131,7 @@ void write_cache(const fs::path& path, const Storage& storage) {
                                            storage.labels.size_bytes() + report.size());
   if (storage.fingerprint.size() != kDigestSize) throw Error(ExitCode::kInternal, "a fingerprint is not a SHA-256");
   make_directories(path.parent_path());
+  remove_stale_temporaries(path.parent_path());
   HashedFile file(path);
   file.write(std::span<const Header>(&header, 1));
   file.write(std::span<const char>(storage.fingerprint));

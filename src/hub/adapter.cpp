@@ -62,12 +62,12 @@ class Reader {
 
  private:
   [[noreturn]] void fail(std::string_view key, std::string_view what) const {
-    throw Error(ExitCode::kData, fmt::format("{}: {} {}", name_, key, what));
+    throw Error(ExitCode::kData, fmt::format("{}: {} {}", name_, key, what), kWrongContentHint);
   }
 
   [[noreturn]] void refuse(const std::string& key) const {
     throw Error(ExitCode::kConfig,
-                fmt::format("{}: {} = {} is not supported", name_, quote(key), quote(values_[key].dump())),
+                fmt::format("{}: {} = {} is not supported", name_, quote(key), shorten(values_[key].dump(), 120)),
                 "only plain LoRA and rsLoRA adapters of linear layers are");
   }
 

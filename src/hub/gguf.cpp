@@ -112,7 +112,7 @@ class Cursor {
  public:
   Cursor(std::span<const std::byte> bytes, std::string_view name) : bytes_(bytes), name_(name) {}
 
-  [[noreturn]] void fail(const std::string& what, const std::string& hint = {}) const {
+  [[noreturn]] void fail(const std::string& what, const std::string& hint = kWrongContentHint) const {
     throw Error(ExitCode::kData, fmt::format("{}: {}", name_, what), hint);
   }
 

@@ -16,6 +16,8 @@
 namespace fettle::hub {
 namespace {
 
+constexpr const char* kOtherSource = "convert the model again, or use its safetensors folder";
+
 using nlohmann::json;
 
 constexpr std::string_view kRopeFactors = "rope_freqs.weight";
@@ -99,7 +101,7 @@ class Metadata {
     architecture_ = *known;
   }
 
-  [[noreturn]] void fail(ExitCode code, const std::string& what, const std::string& hint = {}) const {
+  [[noreturn]] void fail(ExitCode code, const std::string& what, const std::string& hint = kOtherSource) const {
     throw Error(code, fmt::format("{}: {}", file_.name(), what), hint);
   }
 

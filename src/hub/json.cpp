@@ -18,37 +18,52 @@ using nlohmann::json;
 constexpr size_t kMaximumDepth = 64;
 constexpr size_t kMaximumFileSize = 64'000'000;
 
-/// Watches the parser: the library itself keeps the last of two equal keys and has no depth limit.
-class Watcher {
+/// Checks the text before it is parsed: the library keeps the last of two equal keys and has no depth limit, and its
+/// parser with a callback walks all of an object's values after each of them.
+class Checker final : public nlohmann::json_sax<json> {
  public:
-  explicit Watcher(std::string_view name) : name_(name) {}
+  explicit Checker(std::string_view name) : name_(name) {}
 
-  bool operator()(int /*depth*/, json::parse_event_t event, json& parsed) {
-    switch (event) {
-      case json::parse_event_t::object_start:
-      case json::parse_event_t::array_start:
-        keys_.emplace_back();
-        if (keys_.size() > kMaximumDepth) {
-          throw Error(ExitCode::kData, fmt::format("{}: JSON nested deeper than {} levels", name_, kMaximumDepth));
-        }
-        break;
-      case json::parse_event_t::object_end:
-      case json::parse_event_t::array_end:
-        keys_.pop_back();
-        break;
-      case json::parse_event_t::key:
-        if (!keys_.back().insert(parsed.get<std::string>()).second) {
-          throw Error(ExitCode::kData,
-                      fmt::format("{}: the key {} occurs twice", name_, quote(parsed.get<std::string>())));
-        }
-        break;
-      case json::parse_event_t::value:
-        break;
-    }
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(size_t) override { return open(); }
+  bool start_array(size_t) override { return open(); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+
+  bool key(string_t& key) override {
+    if (!keys_.back().insert(key).second) fail(fmt::format("the key {} occurs twice", quote(key)));
     return true;
   }
 
+  bool parse_error(size_t position, const std::string& token, const json::exception& error) override {
+    if (dynamic_cast<const json::out_of_range*>(&error) != nullptr) {
+      fail(fmt::format("the number {} is out of range", quote(token)));
+    }
+    fail(fmt::format("not valid JSON at byte {}", position));
+  }
+
  private:
+  [[noreturn]] void fail(const std::string& what) const {
+    throw Error(ExitCode::kData, fmt::format("{}: {}", name_, what), kWrongContentHint);
+  }
+
+  bool open() {
+    keys_.emplace_back();
+    if (keys_.size() > kMaximumDepth) fail(fmt::format("JSON nested deeper than {} levels", kMaximumDepth));
+    return true;
+  }
+
+  bool close() {
+    keys_.pop_back();
+    return true;
+  }
+
   std::string_view name_;
   std::vector<std::set<std::string>> keys_;
 };
@@ -56,22 +71,12 @@ class Watcher {
 }  // namespace
 
 json parse_json_object(std::string_view text, std::string_view name) {
-  json parsed;
-  // The parser takes the watcher by value through std::function: it must share one state.
-  Watcher watcher(name);
-  const auto watch = [&watcher](int depth, json::parse_event_t event, json& value) {
-    return watcher(depth, event, value);
-  };
-  try {
-    parsed = json::parse(text, watch);
-  } catch (const json::parse_error& error) {
-    throw Error(ExitCode::kData, fmt::format("{}: not valid JSON at byte {}", name, error.byte),
-                "the file is damaged or was written by hand with a mistake");
-  } catch (const json::exception&) {
-    throw Error(ExitCode::kData, fmt::format("{}: a number in the JSON text is out of range", name));
-  }
+  Checker checker(name);
+  json::sax_parse(text, &checker);
+  json parsed = json::parse(text);
   if (!parsed.is_object()) {
-    throw Error(ExitCode::kData, fmt::format("{}: a JSON object is expected, found {}", name, parsed.type_name()));
+    throw Error(ExitCode::kData, fmt::format("{}: a JSON object is expected, found {}", name, parsed.type_name()),
+                kWrongContentHint);
   }
   return parsed;
 }
@@ -81,7 +86,8 @@ json read_json_object(const std::filesystem::path& path) {
   const auto bytes = file->bytes();
   if (bytes.size() > kMaximumFileSize) {
     throw Error(ExitCode::kData,
-                fmt::format("{}: {} bytes are more than a configuration file can have", path.string(), bytes.size()));
+                fmt::format("{}: {} bytes are more than a configuration file can have", path.string(), bytes.size()),
+                kWrongContentHint);
   }
   return parse_json_object({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path.string());
 }

@@ -9,6 +9,10 @@
 
 namespace fettle::hub {
 
+/// What to do about a foreign file with wrong content, where nothing better is known.
+inline constexpr const char* kWrongContentHint =
+    "the file is damaged, incomplete, or was edited with a mistake: download, convert or save it again";
+
 /// Parses one JSON object. Refuses anything else, invalid UTF-8, duplicate keys, and nesting deeper than 64.
 /// Throws Error{kData} with `name` (the file) in the message.
 nlohmann::json parse_json_object(std::string_view text, std::string_view name);

@@ -77,7 +77,8 @@ fs::path find_in_cache(const std::string& name, const config::ModelConfig& model
   }
   if (!is_plain_revision(model.model_revision)) {
     throw Error(ExitCode::kUsage,
-                fmt::format("model_revision: {} is not a branch, tag or commit", quote(model.model_revision)));
+                fmt::format("model_revision: {} is not a branch, tag or commit", quote(model.model_revision)),
+                "give its name as the hub shows it");
   }
   std::string folder = "models--" + name;
   if (const size_t slash = folder.find('/'); slash != std::string::npos) folder.replace(slash, 1, "--");

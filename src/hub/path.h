@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Looking at paths that a user gave. std::filesystem's own functions throw filesystem_error where a folder may not be
-/// entered or a name is too long; these throw Error{kPermission} or {kIo} naming the path.
+/// entered or a name is too long; these throw the Error of throw_system_error.
 #pragma once
 
 #include <filesystem>

@@ -59,11 +59,12 @@ class Reader {
   }
 
  private:
-  [[noreturn]] void fail(const std::string& what, const std::string& hint = {}) const {
+  [[noreturn]] void fail(const std::string& what, const std::string& hint = kWrongContentHint) const {
     throw Error(ExitCode::kData, fmt::format("{}: {}", name_, what), hint);
   }
 
-  [[noreturn]] void fail_tensor(std::string_view tensor, const std::string& what, const std::string& hint = {}) const {
+  [[noreturn]] void fail_tensor(std::string_view tensor, const std::string& what,
+                                const std::string& hint = kWrongContentHint) const {
     fail(fmt::format("tensor {}: {}", quote(tensor), what), hint);
   }
 
@@ -188,21 +189,24 @@ std::map<std::string, std::string> parse_safetensors_index(std::string_view text
   const json index = parse_json_object(text, name);
   const auto found = index.find("weight_map");
   if (found == index.end() || !found->is_object()) {
-    throw Error(ExitCode::kData, fmt::format("{}: weight_map is missing or not an object", name));
+    throw Error(ExitCode::kData, fmt::format("{}: weight_map is missing or not an object", name), kWrongContentHint);
   }
   std::map<std::string, std::string> shards;
   for (const auto& [tensor, shard] : found->items()) {
     if (!shard.is_string()) {
-      throw Error(ExitCode::kData, fmt::format("{}: tensor {}: its shard is not a string", name, quote(tensor)));
+      throw Error(ExitCode::kData, fmt::format("{}: tensor {}: its shard is not a string", name, quote(tensor)),
+                  kWrongContentHint);
     }
     const auto& file = shard.get_ref<const std::string&>();
     if (!file.ends_with(".safetensors") || file.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos) {
-      throw Error(ExitCode::kData, fmt::format("{}: tensor {}: the shard {} is not the name of a .safetensors file",
-                                               name, quote(tensor), quote(file)));
+      throw Error(ExitCode::kData,
+                  fmt::format("{}: tensor {}: the shard {} is not the name of a .safetensors file", name, quote(tensor),
+                              quote(file)),
+                  kWrongContentHint);
     }
     shards.emplace(tensor, file);
   }
-  if (shards.empty()) throw Error(ExitCode::kData, fmt::format("{}: weight_map is empty", name));
+  if (shards.empty()) throw Error(ExitCode::kData, fmt::format("{}: weight_map is empty", name), kWrongContentHint);
   return shards;
 }
 

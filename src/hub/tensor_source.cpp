@@ -20,6 +20,7 @@ namespace {
 
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr const char* kOtherSave = "index and shards are of different saves; download or save the model again";
 
 /// Refuses a difference, in either direction, between the index and what a shard holds.
 void check_against_index(const Safetensors& shard, const std::map<std::string, std::string>& index,
@@ -29,8 +30,10 @@ void check_against_index(const Safetensors& shard, const std::map<std::string, s
   for (const TensorView& view : shard.tensors) {
     const auto found = index.find(view.name);
     if (found == index.end() || found->second != shard_name) {
-      throw Error(ExitCode::kData, fmt::format("{}: tensor {} is not listed for this shard in {}",
-                                               (folder / shard_name).string(), quote(view.name), kIndex));
+      throw Error(ExitCode::kData,
+                  fmt::format("{}: tensor {} is not listed for this shard in {}", (folder / shard_name).string(),
+                              quote(view.name), kIndex),
+                  kOtherSave);
     }
   }
   if (shard.tensors.size() == listed) return;
@@ -41,7 +44,7 @@ void check_against_index(const Safetensors& shard, const std::map<std::string, s
       throw Error(ExitCode::kData,
                   fmt::format("{}: tensor {} is missing, although {} lists it", (folder / shard_name).string(),
                               quote(tensor), kIndex),
-                  "index and shards are of different saves; download or save the model again");
+                  kOtherSave);
     }
   }
 }
@@ -85,7 +88,7 @@ TensorSource TensorSource::open_safetensors(const fs::path& file_or_folder) {
   for (const std::string& name : names) {
     const fs::path path = file_or_folder / name;
     if (!path_exists(path)) {
-      throw Error(ExitCode::kNoInput, fmt::format("{}: the shard {} is missing", index_path.string(), name),
+      throw Error(ExitCode::kNoInput, fmt::format("{}: the shard {} is missing", index_path.string(), quote(name)),
                   "complete the download of the model");
     }
     auto& file = files.emplace_back(MappedFile::open(path));

@@ -13,6 +13,7 @@
 #include <system_error>
 #include <vector>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -268,6 +269,7 @@ std::string noted_template_date(const config::OutputConfig& options) {
 void begin_run(const config::Config& config, const nlohmann::json& identity, const StartingPoint& start) {
   const fs::path folder = config.output.output_dir;
   make_directories(folder);
+  remove_stale_temporaries(folder);
   if (!start.keeps_folder) remove_earlier_run(folder, starts_in_place(config));
   write_run_file(folder, identity, false);
 }

@@ -25,6 +25,12 @@ TEST(Utf8, OneLineHasNoControlCharactersAndIsUtf8) {
   EXPECT_EQ(one_line(""), "");
 }
 
+TEST(Utf8, ShortenKeepsBothEndsAndWholeCharacters) {
+  EXPECT_EQ(shorten("short", 5), "short");
+  EXPECT_EQ(shorten("cannot open " + std::string(50, 'x') + ": too long", 24), "cannot open …xx: too long");
+  EXPECT_EQ(shorten("ääääää", 6), "ä…ä");
+}
+
 TEST(Utf8, QuoteCutsLongTextBetweenCharacters) {
   EXPECT_EQ(quote("q_proj"), "'q_proj'");
   EXPECT_EQ(quote(std::string(121, 'x')), "'" + std::string(120, 'x') + "…'");

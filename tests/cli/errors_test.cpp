@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -98,6 +99,75 @@ TEST(Errors, EachIsExactlyOneLine) {
   EXPECT_EQ(result.code, static_cast<int>(ExitCode::kNoInput));
   const std::string rest = result.err.substr(result.err.find("error: "));
   EXPECT_EQ(std::count(rest.begin(), rest.end(), '\n'), 1);
+}
+
+void open_as(int stream, const char* path, int flags) {
+  ::close(stream);
+  ASSERT_EQ(::open(path, flags), stream);
+}
+
+TEST(Streams, LostOutputExitsWith74) {
+  const auto full = [] { open_as(STDOUT_FILENO, "/dev/full", O_WRONLY); };
+  const auto closed = [] { ::close(STDOUT_FILENO); };
+  for (const Arguments& arguments :
+       {Arguments{"--help"}, {"--version"}, {"train", "--help"}, {"config", "--defaults"}}) {
+    for (const std::function<void()>& prepare : {std::function<void()>(full), std::function<void()>(closed)}) {
+      const Result result = run_program(arguments, RLIM_INFINITY, prepare);
+      EXPECT_EQ(result.code, static_cast<int>(ExitCode::kIo)) << arguments.front();
+      EXPECT_THAT(result.error(), HasSubstr("cannot write to standard output"));
+    }
+  }
+}
+
+TEST(Streams, AFullErrorStreamDoesNotHideTheCode) {
+  const auto full = [] { open_as(STDERR_FILENO, "/dev/full", O_WRONLY); };
+  EXPECT_EQ(run_program({"trian"}, RLIM_INFINITY, full).code, 64);
+}
+
+TEST(Streams, FilesDoNotTakeTheNumbersOfClosedOnes) {
+  const TemporaryFolder folder;
+  const auto closed = [] {
+    for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::close(stream);
+  };
+  const Arguments arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()));
+  EXPECT_EQ(run_program(arguments, RLIM_INFINITY, closed).code, 0);
+  const std::string metrics = read_file(folder / "out/metrics.jsonl");
+  EXPECT_THAT(metrics, testing::StartsWith("{"));
+  EXPECT_THAT(metrics, testing::Not(HasSubstr("info")));
+}
+
+TEST(Streams, APromptThatCannotBeReadIsAnError) {
+  const Arguments arguments = {"generate", "--model_name_or_path=" + stories(), "--prompt=-", "--raw_prompt"};
+  const auto from = [&](const std::function<void()>& prepare) {
+    const Result result = run_program(arguments, RLIM_INFINITY, prepare);
+    EXPECT_EQ(result.out, "");
+    return std::pair(result.code, result.error());
+  };
+  const auto [closed, closed_error] = from([] { ::close(STDIN_FILENO); });
+  EXPECT_EQ(closed, 74) << closed_error;
+  const auto [folder, folder_error] = from([] { open_as(STDIN_FILENO, "/", O_RDONLY); });
+  EXPECT_EQ(folder, 74) << folder_error;
+  const auto [empty, empty_error] = from([] { open_as(STDIN_FILENO, "/dev/null", O_RDONLY); });
+  EXPECT_EQ(empty, 65);
+  EXPECT_THAT(empty_error, HasSubstr("is empty"));
+  const auto [endless, endless_error] = from([] { open_as(STDIN_FILENO, "/dev/zero", O_RDONLY); });
+  EXPECT_EQ(endless, 65);
+  EXPECT_THAT(endless_error, HasSubstr("more than 64 MB"));
+}
+
+TEST(Errors, LongNamesAreShortenedAndTheReasonStays) {
+  const Result result = run_program({"generate", "--model_name_or_path=" + std::string(5000, 'x'), "--prompt=x"});
+  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kNoInput));
+  EXPECT_LT(result.error().size(), 800U);
+  EXPECT_THAT(result.error(), HasSubstr("File name too long; "));
+}
+
+TEST(Errors, APipeAsInputDoesNotHang) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(::mkfifo((folder / "pipe.jsonl").c_str(), 0600), 0);
+  const Result result = run_program(train_arguments(folder / "out", folder / "pipe.jsonl"));
+  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kNoInput));
+  EXPECT_THAT(result.error(), HasSubstr("is not a regular file"));
 }
 
 TEST(Help, ListsCommandsAndOptions) {

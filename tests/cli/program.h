@@ -10,6 +10,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -31,8 +32,9 @@ struct Result {
   }
 };
 
-/// `largest_file`: RLIMIT_FSIZE of the process, a stand-in for a full disk.
-inline Result run_program(const Arguments& arguments, rlim_t largest_file = RLIM_INFINITY) {
+/// `largest_file`: RLIMIT_FSIZE of the process, a stand-in for a full disk. `prepare` runs in the process before.
+inline Result run_program(const Arguments& arguments, rlim_t largest_file = RLIM_INFINITY,
+                          const std::function<void()>& prepare = {}) {
   const TemporaryFolder folder;
   const std::string out = folder / "out";
   const std::string err = folder / "err";
@@ -43,6 +45,7 @@ inline Result run_program(const Arguments& arguments, rlim_t largest_file = RLIM
     const rlimit limit = {largest_file, largest_file};
     ::setrlimit(RLIMIT_FSIZE, &limit);
     ::setenv("XDG_CACHE_HOME", folder.path().c_str(), 1);
+    if (prepare) prepare();
     const int code = run(arguments);
     std::fflush(nullptr);
     ::_exit(code);

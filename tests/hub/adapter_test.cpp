@@ -93,7 +93,7 @@ TEST(AdapterConfig, RefusesWhatChangesTheResult) {
   };
   for (const auto& [key, value] : cases) {
     expect_error([&key = key, &value = value] { parse(with(key, value)); }, ExitCode::kConfig,
-                 "adapter_config.json: \"" + key + "\" = ");
+                 "adapter_config.json: '" + key + "' = ");
   }
 }
 

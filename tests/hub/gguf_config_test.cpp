@@ -126,7 +126,7 @@ TEST(GgufConfig, RefusesWhatItCannotState) {
     expect_error([&] { model.config(); }, code, fragment);
   };
   const std::string key = "llama.";
-  refuse(Model("gemma2"), ExitCode::kConfig, "architecture \"gemma2\" is not supported from GGUF");
+  refuse(Model("gemma2"), ExitCode::kConfig, "architecture 'gemma2' is not supported from GGUF");
   refuse(Model().without("general.architecture"), ExitCode::kData, "general.architecture is missing");
   refuse(Model().without("llama.block_count"), ExitCode::kData, "metadata llama.block_count is missing");
   refuse(Model().with("block_count", 0U), ExitCode::kData, "metadata llama.block_count is 0");
@@ -138,12 +138,12 @@ TEST(GgufConfig, RefusesWhatItCannotState) {
   refuse(Model().without("llama.attention.layer_norm_rms_epsilon"), ExitCode::kData, "layer_norm_rms_epsilon");
   refuse(Model().with("rope.freq_base", std::string_view("x")), ExitCode::kData, "rope.freq_base is not a finite");
   refuse(Model().with("vocab_size", 3U), ExitCode::kData, "vocab_size is 3, but token_embd.weight has 2 rows");
-  refuse(Model().with("logit_scale", 2.0F), ExitCode::kConfig, "\"llama.logit_scale\" is not supported");
+  refuse(Model().with("logit_scale", 2.0F), ExitCode::kConfig, "'llama.logit_scale' is not supported");
   refuse(Model().with("expert_count", 8U), ExitCode::kConfig, "mixtures of experts");
   refuse(Model().set("a", gguf_entry("llama.attention.causal", 7, std::string(1, '\0'))), ExitCode::kConfig, "causal");
   refuse(Model().set("a", gguf_entry("split.count", 2U)), ExitCode::kData, "one part of a split model");
   refuse(Model("qwen2").with("attention.sliding_window", 8U), ExitCode::kConfig, "for mistral only");
-  refuse(Model().with("rope.scaling.type", std::string_view("longrope")), ExitCode::kConfig, "\"longrope\"");
+  refuse(Model().with("rope.scaling.type", std::string_view("longrope")), ExitCode::kConfig, "'longrope'");
   refuse(Model().with("rope.scaling.type", std::string_view("yarn")).with("rope.scaling.factor", 4.0F), ExitCode::kData,
          "original_context_length is missing");
   refuse(Model().tensor("rope_freqs.weight", {4}), ExitCode::kConfig, "not the rope scaling of a Llama 3 model");

@@ -146,7 +146,7 @@ TEST(ResolveModel, RefusesNamesThatAreNothing) {
 
 TEST(ResolveModel, NamesAPathThatCannotBeLookedAt) {
   const std::string name(5000, 'x');
-  expect_error([&] { resolve_model(model_named(name)); }, ExitCode::kIo, "File name too long");
+  expect_error([&] { resolve_model(model_named(name)); }, ExitCode::kNoInput, "File name too long");
 }
 
 TEST_F(HubCache, FindsASnapshotByBranchAndByCommit) {
@@ -191,7 +191,7 @@ TEST_F(HubCache, NamesThePlacesThatItLookedAt) {
   folder_.write("cache/models--org--model/refs/main", "../../../../elsewhere");
   refuse(ExitCode::kNoInput, "revision main is not in the hub cache");
   given.model_revision = "../main";
-  refuse(ExitCode::kUsage, "model_revision: \"../main\" is not a branch, tag or commit");
+  refuse(ExitCode::kUsage, "model_revision: '../main' is not a branch, tag or commit");
 }
 
 }  // namespace

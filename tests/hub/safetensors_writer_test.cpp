@@ -84,7 +84,7 @@ TEST(WriteSafetensors, RefusesTensorsThatNoReaderWouldAccept) {
     expect_error([&] { write_safetensors(folder / "m.safetensors", tensors, {}); }, ExitCode::kInternal, fragment);
     EXPECT_TRUE(names_in(folder.path()).empty());
   };
-  refuse({bytes.view("a"), bytes.view("a")}, "two tensors are named \"a\"");
+  refuse({bytes.view("a"), bytes.view("a")}, "two tensors are named 'a'");
   refuse({bytes.view("a", DType::kU8, {33})}, "cannot be written");
   refuse({bytes.view("__metadata__")}, "cannot be written");
   refuse({bytes.view("a", DType::kQ8_0, {32})}, "cannot be written");
