@@ -96,7 +96,7 @@ std::string_view default_hint(ExitCode code) {
 
 /// Prints the one line of an error, whatever names are in it.
 int report(ExitCode code, std::string_view what, std::string_view hint) {
-  constexpr size_t kLongest = 600;
+  constexpr size_t kLongest = 450;
   if (hint.empty()) hint = default_hint(code);
   const std::string line = fmt::format("error: {}{}{}\n", shorten(one_line(what), kLongest), hint.empty() ? "" : "; ",
                                        shorten(one_line(hint), kLongest));
