@@ -20,7 +20,7 @@ namespace {
 using config::DataConfig;
 
 constexpr size_t kChunkRecords = 256;
-constexpr size_t kChunkBytes = 256 * 1024;
+constexpr size_t kChunkBytes = 256U << 10;
 
 /// Records of one file that one thread turns into documents.
 struct Chunk {

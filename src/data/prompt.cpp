@@ -175,7 +175,7 @@ Example PromptBuilder::build(const Instruction& sample) const {
   if (name_ == "alpaca") return encode_text(alpaca_prompt(sample, {}), sample.output);
   SegmentedText prompt;
   append_user(prompt, sample.input.empty() ? sample.instruction : sample.instruction + "\n\n" + sample.input);
-  return encode_text(std::move(prompt), sample.output);
+  return encode_text(prompt, sample.output);
 }
 
 Example PromptBuilder::build(const PromptCompletion& sample) const {
@@ -185,7 +185,7 @@ Example PromptBuilder::build(const PromptCompletion& sample) const {
   }
   SegmentedText prompt;
   append_user(prompt, sample.prompt);
-  return encode_text(std::move(prompt), sample.completion);
+  return encode_text(prompt, sample.completion);
 }
 
 Example PromptBuilder::build(const Text& sample) const {
@@ -282,7 +282,7 @@ void PromptBuilder::append_end(SegmentedText& text) const {
   append_fixed(text, eos_);
 }
 
-Example PromptBuilder::encode_text(SegmentedText prompt, const std::string& completion) const {
+Example PromptBuilder::encode_text(const SegmentedText& prompt, const std::string& completion) const {
   note_spelled_mark(completion);
   SegmentedText whole = prompt;
   append_user(whole, completion);

@@ -78,7 +78,7 @@ class PromptBuilder {
   [[nodiscard]] TurnChoice turn_choice(const text::Encoding& encoding) const;
 
   /// prompt + completion + EOS; the completion begins where the tokens of the prompt alone and of all of it part.
-  [[nodiscard]] Example encode_text(text::SegmentedText prompt, const std::string& completion) const;
+  [[nodiscard]] Example encode_text(const text::SegmentedText& prompt, const std::string& completion) const;
   /// `system` empty: the sentence that the options set for a record with or without input, or the template's own.
   [[nodiscard]] Conversation instruction_conversation(const Instruction& sample, std::string system) const;
   [[nodiscard]] text::SegmentedText alpaca_prompt(const Instruction& sample, std::string system) const;

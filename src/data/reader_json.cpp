@@ -21,13 +21,9 @@ constexpr std::string_view kBrackets = "\"{}[]";
 
 /// The position after the string that opens at `begin`; kNone if it never closes.
 size_t string_end(std::string_view text, size_t begin) {
-  for (size_t position = begin + 1; position < text.size(); ++position) {
-    position = text.find_first_of("\"\\", position);
-    if (position == kNone) return kNone;
-    if (text[position] == '"') return position + 1;
-    ++position;
-  }
-  return kNone;
+  size_t position = text.find_first_of("\"\\", begin + 1);
+  while (position != kNone && text[position] == '\\') position = text.find_first_of("\"\\", position + 2);
+  return position == kNone ? kNone : position + 1;
 }
 
 /// The position after the value at `begin` (not white space); kNone if it is not complete. Malformed values end

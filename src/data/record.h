@@ -25,7 +25,7 @@ inline const char* kind_of(const Record& value) {
 /// counted, `what()` adds the particulars of this record. The place is added by who knows it.
 class BadRecord : public std::exception {
  public:
-  explicit BadRecord(std::string kind, std::string particulars = {})
+  explicit BadRecord(std::string kind, const std::string& particulars = {})
       : kind_(std::move(kind)), message_(particulars.empty() ? kind_ : kind_ + ": " + particulars) {}
 
   [[nodiscard]] const std::string& kind() const noexcept { return kind_; }

@@ -55,7 +55,7 @@ bool is_plain_revision(const std::string& revision) {
   return !revision.empty() && revision.front() != '/' && revision.find("..") == std::string::npos;
 }
 
-std::string trim(std::string text) {
+std::string trim(const std::string& text) {
   const auto last = text.find_last_not_of(" \n\r\t");
   return text.substr(0, last == std::string::npos ? 0 : last + 1);
 }
