@@ -1,7 +1,7 @@
 # A thin front over CMake presets. `make help` lists the targets.
 JOBS ?= $(shell nproc)
 .DEFAULT_GOAL := build
-.PHONY: help setup build dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
+.PHONY: help setup build build-all dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -11,6 +11,9 @@ setup: ## install what is missing to build (Debian packages, libtorch)
 
 build: setup ## build build/release/fettle
 	@cmake --preset release $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset release -j $(JOBS) --target fettle
+
+build-all: build ## build the tests and tools too
 	@cmake --build --preset release -j $(JOBS)
 
 dev: setup ## build with AddressSanitizer and UndefinedBehaviorSanitizer into build/dev
@@ -19,7 +22,7 @@ dev: setup ## build with AddressSanitizer and UndefinedBehaviorSanitizer into bu
 
 test: ## build and pass every test: unit tests (also under sanitizers), and the live comparison with transformers, peft and trl
 	@tools/setup.sh test
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build-all
 	@ctest --preset release -j $(JOBS) -LE nightly
 	@$(MAKE) --no-print-directory test-dev
 
@@ -28,12 +31,12 @@ test-dev: dev ## the unit tests under AddressSanitizer and UndefinedBehaviorSani
 
 nightly: ## the long proofs: the real 135M model against TRL, WikiText-2 perplexity
 	@tools/setup.sh test model
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build-all
 	@ctest --preset release -L nightly --output-on-failure
 
 lint: ## clang-format and clang-tidy
 	@tools/setup.sh lint
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build-all
 	@tools/lint.sh
 
 format: ## format every C++ and Rust source in place
