@@ -46,6 +46,14 @@ void log_evaluation(const char* when, const Evaluation& evaluation) {
             evaluation.perplexity(), evaluation.records, evaluation.target_tokens);
 }
 
+void log_plan(int64_t steps, int64_t steps_per_epoch) {
+  constexpr int64_t kFewSteps = 20;
+  log::info("{} steps, {} an epoch", steps, steps_per_epoch);
+  if (steps < kFewSteps) {
+    log::warning("{} steps change a model little: lower per_device_train_batch_size or raise num_train_epochs", steps);
+  }
+}
+
 /// One run of `fettle train`. Members are what several of its stages need.
 class FineTuning {
  public:
@@ -102,6 +110,7 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
   const config::TrainingConfig& training = config_.training;
   StepLoader loader(data_.train, training_order(config_), training.gradient_accumulation_steps);
   const int64_t total = total_steps(training, loader.steps_per_epoch());
+  log_plan(total, loader.steps_per_epoch());
   Run run{.options = training,
           .model = model,
           .parameters = model.trainable(),

@@ -39,9 +39,12 @@ std::string base_name(const config::Config& config) {
 }
 
 std::string usage(const config::Config& config) {
-  if (!config.lora.use_peft) return "fettle generate --model_name_or_path . --prompt \"...\"\n";
-  return fmt::format("fettle generate --model_name_or_path {} --adapter_name_or_path . --prompt \"...\"\n",
-                     base_name(config));
+  const std::string here = "path/to/this/folder";
+  if (!config.lora.use_peft) return fmt::format("fettle generate --model_name_or_path={} --prompt=\"...\"\n", here);
+  const std::string name = base_name(config);
+  const std::string base = name == config.model.model_name_or_path ? name : "path/to/" + name;
+  return fmt::format("fettle generate --model_name_or_path={} --adapter_name_or_path={} --prompt=\"...\"\n", base,
+                     here);
 }
 
 }  // namespace
