@@ -44,6 +44,14 @@ def load(dtype):
     return transformers.AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE, dtype=dtype)
 
 
+def plain(model):
+    """The same weights as an ordinary model: the Trainer refuses one that came out of a GGUF file."""
+    config = transformers.LlamaConfig(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+    copy = transformers.AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
 def perplexity(model, pieces):
     """Token-weighted, each piece in a forward of its own."""
     total = targets = 0
@@ -92,7 +100,7 @@ def train_theirs(tokenizer, questions, settings, folder):
         for question in questions
     ]
     trainer = trl.SFTTrainer(
-        load(torch.bfloat16),
+        plain(load(torch.bfloat16)),
         args=trl.SFTConfig(
             output_dir=str(folder / "trainer"),
             bf16=True,
