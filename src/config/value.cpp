@@ -208,13 +208,11 @@ class Assignment {
 
   [[nodiscard]] std::vector<std::string> text_items() const {
     const std::string_view list = trim(text());
-    if (list.starts_with('[')) {
-      if (auto items = json_strings(list)) return *std::move(items);
-      if (looks_like_array(list, option_.list_syntax)) {
-        refuse("is not a JSON array of strings", option_.list_syntax == ListSyntax::kPaths
-                                                     ? "write [\"a\", \"b\"]; a file whose name begins with '[' is ./["
-                                                     : "write [\"a\", \"b\"]");
-      }
+    if (auto items = json_strings(list)) return *std::move(items);
+    if (looks_like_array(list, option_.list_syntax)) {
+      refuse("is not a JSON array of strings", option_.list_syntax == ListSyntax::kPaths
+                                                   ? "write [\"a\", \"b\"]; a file whose name begins with '[' is ./["
+                                                   : "write [\"a\", \"b\"]");
     }
     return split_list(text(), option_.list_syntax);
   }

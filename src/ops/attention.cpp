@@ -55,7 +55,7 @@ constexpr int64_t kLeastQueries = 16;        // fewer would starve the products
 constexpr int64_t kBlockElements = 1 << 21;  // scores of a block: 4 MB of bfloat16
 constexpr int64_t kLengthStep = 64;
 
-// The next of a few lengths: multiples of 64, from 1,024 on eight an octave.
+// The next of a few lengths: multiples of 64, from 1,024 on eight an octave; 0 of 0.
 int64_t rounded(int64_t length) {
   const auto octave = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(length)));
   const int64_t step = std::max(kLengthStep, octave / 8);
@@ -65,8 +65,7 @@ int64_t rounded(int64_t length) {
 std::vector<Block> blocks_of(int64_t length, int64_t heads, int64_t window) {
   const int64_t padded = rounded(length);
   const int64_t seen = window > 0 ? std::min(padded, window + kMostQueries) : padded;
-  const auto fitting =
-      static_cast<uint64_t>(std::max<int64_t>(1, kBlockElements / (heads * std::max<int64_t>(1, seen))));
+  const auto fitting = static_cast<uint64_t>(kBlockElements / (heads * seen));  // seen: a document is not empty
   const int64_t most = std::clamp(static_cast<int64_t>(std::bit_floor(fitting)), kLeastQueries, kMostQueries);
   std::vector<Block> blocks;
   for (int64_t query = 0; query < length; query += most) {
@@ -172,7 +171,7 @@ void for_each_document(const std::vector<int64_t>& boundaries, const at::Tensor&
 int64_t padded_tokens(const std::vector<int64_t>& boundaries) {
   int64_t tokens = 0;
   for (size_t i = 0; i + 1 < boundaries.size(); ++i) {
-    tokens += boundaries[i] == boundaries[i + 1] ? 0 : rounded(boundaries[i + 1] - boundaries[i]);
+    tokens += rounded(boundaries[i + 1] - boundaries[i]);
   }
   return tokens;
 }

@@ -47,10 +47,6 @@ std::vector<Record> records_of(const data::TokenDataset& dataset) {
   return records;
 }
 
-int64_t count_records(const data::TokenDataset& dataset) {
-  return static_cast<int64_t>(records_of(dataset).size());
-}
-
 }  // namespace
 
 data::Batch single_document(const data::TokenDataset& dataset, int64_t index) {
@@ -80,7 +76,7 @@ Evaluation evaluate(const model::Decoder& model, const data::TokenDataset& datas
     target_tokens += batch.target_tokens;
     --most_batches;
   }
-  return finish(loss_sum, target_tokens, count_records(dataset));
+  return finish(loss_sum, target_tokens, static_cast<int64_t>(records_of(dataset).size()));
 }
 
 Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,
@@ -89,7 +85,8 @@ Evaluation evaluate_records(const model::Decoder& model, const data::TokenDatase
   double loss_sum = 0;
   int64_t target_tokens = 0;
   std::string lines;
-  for (const Record& record : records_of(dataset)) {
+  const std::vector<Record> records = records_of(dataset);
+  for (const Record& record : records) {
     double loss = 0;
     int64_t targets = 0;
     int64_t tokens = 0;
@@ -108,7 +105,7 @@ Evaluation evaluate_records(const model::Decoder& model, const data::TokenDatase
     target_tokens += targets;
   }
   write_file(file, lines);
-  return finish(loss_sum, target_tokens, count_records(dataset));
+  return finish(loss_sum, target_tokens, static_cast<int64_t>(records.size()));
 }
 
 void write_logits(const model::Decoder& model, const data::TokenDataset& dataset, const std::filesystem::path& file) {
