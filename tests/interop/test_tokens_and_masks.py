@@ -149,14 +149,24 @@ def test_chat_template(family, reference, preprocess, write_jsonl):
     assert_same(preprocess(family, write_jsonl("pairs.jsonl", pairs)), theirs, 500)
 
 
+@pytest.fixture
+def assert_turns(reference, preprocess, write_jsonl, tokenizer_folders):
+    """Compares the targets of conversations, each a list of messages, with TRL's, which needs a marked template."""
+
+    def compare(family, conversations, least):
+        chats = [{"messages": messages} for messages in conversations]
+        template = json.loads((tokenizer_folders[family] / "tokenizer_config.json").read_text())["chat_template"]
+        theirs = reference(family).prepare(
+            chats, chat_template=marked(family, template), assistant_only_loss=True, max_length=4096
+        )
+        assert_same(preprocess(family, write_jsonl("messages.jsonl", chats)), theirs, least)
+
+    return compare
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_assistant_turn(family, reference, preprocess, write_jsonl, tokenizer_folders):
-    chats = [{"messages": messages} for messages in conversations()]
-    template = json.loads((tokenizer_folders[family] / "tokenizer_config.json").read_text())["chat_template"]
-    theirs = reference(family).prepare(
-        chats, chat_template=marked(family, template), assistant_only_loss=True, max_length=4096
-    )
-    assert_same(preprocess(family, write_jsonl("messages.jsonl", chats)), theirs, 160)
+def test_every_assistant_turn(family, assert_turns):
+    assert_turns(family, conversations(), 160)
 
 
 WORDS = ["end", "a", "user", "assistant", "im_start", "yes ", "line\n\nend\n", "<p>x\n<p>y", "é日本🙂", "1", " no"]
@@ -187,13 +197,8 @@ def thoughtful_conversations():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_thoughts(family, reference, preprocess, write_jsonl, tokenizer_folders):
-    chats = [{"messages": messages} for messages in thoughtful_conversations()]
-    template = json.loads((tokenizer_folders[family] / "tokenizer_config.json").read_text())["chat_template"]
-    theirs = reference(family).prepare(
-        chats, chat_template=marked(family, template), assistant_only_loss=True, max_length=4096
-    )
-    assert_same(preprocess(family, write_jsonl("messages.jsonl", chats)), theirs, 200)
+def test_thoughts(family, assert_turns):
+    assert_turns(family, thoughtful_conversations(), 200)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "smollm2"])
