@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "device/device.h"
+#include "hub/path.h"
 #include "hub/safetensors.h"
 #include "train/tensor_file.h"
 
@@ -146,12 +147,10 @@ std::string why_broken(const fs::path& folder) {
 
 std::vector<fs::path> list_checkpoints(const fs::path& output_dir) {
   std::map<int64_t, fs::path> by_step;
-  std::error_code failure;
-  fs::directory_iterator entries(output_dir, failure);
-  if (failure && failure.value() != ENOENT) throw_system_error("read folder", output_dir, failure.value());
-  for (const fs::directory_entry& entry : entries) {
-    const auto step = step_of(entry.path());
-    if (step && entry.is_directory()) by_step[*step] = entry.path();
+  if (!hub::path_exists(output_dir)) return {};
+  for (const fs::path& entry : hub::list_folder(output_dir)) {
+    const auto step = step_of(entry);
+    if (step && hub::is_folder(entry)) by_step[*step] = entry;
   }
   std::vector<fs::path> folders;
   for (const auto& [step, folder] : by_step) folders.push_back(folder);

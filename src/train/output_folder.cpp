@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "config/describe.h"
 #include "config/option_table.h"
+#include "hub/path.h"
 #include "train/checkpoint.h"
 #include "train/save.h"
 
@@ -92,11 +93,9 @@ std::vector<std::string> explain_difference(const nlohmann::json& stored, const 
 
 /// Whether the folder holds nothing but what volumes put there themselves.
 bool is_empty_folder(const fs::path& folder) {
-  std::error_code failure;
-  fs::directory_iterator entries(folder, failure);
-  if (failure && failure.value() != ENOENT) throw_system_error("read folder", folder, failure.value());
-  for (const fs::directory_entry& entry : entries) {
-    const std::string name = entry.path().filename().string();
+  if (!hub::path_exists(folder)) return true;
+  for (const fs::path& entry : hub::list_folder(folder)) {
+    const std::string name = entry.filename().string();
     if (name != "lost+found" && !name.starts_with('.')) return false;
   }
   return true;
