@@ -15,6 +15,11 @@
 
 namespace fettle::data {
 namespace fs = std::filesystem;
+
+/// The report; the counts of documents and tokens are in the header.
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Preparation, records, truncated, dropped, dropped_pieces, duplicates, ended,
+                                   dropped_why, longest, target_tokens)
+
 namespace {
 
 using Storage = TokenDataset::Storage;
@@ -33,30 +38,6 @@ struct Header {
   std::array<int64_t, 2> reserved = {};
 };
 static_assert(sizeof(Header) == 64);
-
-nlohmann::json report_of(const Preparation& p) {
-  return {{"records", p.records},
-          {"truncated", p.truncated},
-          {"dropped", p.dropped},
-          {"dropped_pieces", p.dropped_pieces},
-          {"duplicates", p.duplicates},
-          {"ended", p.ended},
-          {"dropped_why", p.dropped_why},
-          {"longest", p.longest},
-          {"target_tokens", p.target_tokens}};
-}
-
-void read_report(const nlohmann::json& report, Preparation& p) {
-  report.at("records").get_to(p.records);
-  report.at("truncated").get_to(p.truncated);
-  report.at("dropped").get_to(p.dropped);
-  report.at("dropped_pieces").get_to(p.dropped_pieces);
-  report.at("duplicates").get_to(p.duplicates);
-  report.at("ended").get_to(p.ended);
-  report.at("dropped_why").get_to(p.dropped_why);
-  report.at("longest").get_to(p.longest);
-  report.at("target_tokens").get_to(p.target_tokens);
-}
 
 /// Hashes what it writes; the digest ends the file.
 class HashedFile {
@@ -121,7 +102,7 @@ class Columns {
 }  // namespace
 
 void write_cache(const fs::path& path, const Storage& storage) {
-  const std::string report = report_of(storage.preparation).dump();
+  const std::string report = nlohmann::json(storage.preparation).dump();
   Header header;
   header.documents = static_cast<int64_t>(storage.records.size());
   header.tokens = static_cast<int64_t>(storage.ids.size());
@@ -161,7 +142,7 @@ std::shared_ptr<Storage> read_cache(const fs::path& path, const std::string& fin
   Sha256 hash;
   hash.update(bytes.first(bytes.size() - kDigestSize));
   if (std::string_view(digest.data(), kDigestSize) != hash.finish()) distrust(path, "the checksum does not match");
-  read_report(nlohmann::json::parse(report.begin(), report.end()), storage->preparation);
+  nlohmann::json::parse(report.begin(), report.end()).get_to(storage->preparation);
   storage->preparation.documents = header.documents;
   storage->preparation.tokens = header.tokens;
   storage->fingerprint = fingerprint;
