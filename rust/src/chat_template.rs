@@ -14,8 +14,8 @@ const MARKS: &str = "generation marks";
 /// Marks an error as the template's own, raised on purpose.
 const RAISED: &str = "raise_exception: ";
 
-/// Instructions, and 64 bytes each of data made, that one rendering may take: about half a second and 0.3 GB. The longest
-/// chats take a tenth; a template that never ends or grows without bound stops here.
+/// Instructions, and 64 bytes each of data made, that one rendering may take: about half a second and 0.3 GB. A chat of
+/// a thousand messages stays below; a template that never ends or grows without bound stops here.
 const FUEL: u64 = 5_000_000;
 
 /// Bytes of a template. The longest known have 30 thousand.

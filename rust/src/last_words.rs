@@ -74,8 +74,9 @@ extern "C" fn on_fault(_signal: i32, info: *mut libc::siginfo_t, _context: *mut 
     unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
 }
 
-/// Runs `body`, which must not unwind; if the stack ends in it, so does the process. Neither minijinja's parser nor the dropping and writing of
-/// its values bounds the depth, and a stack that is large enough for all that the fuel allows would have gigabytes.
+/// Runs `body`, which must not unwind; if the stack ends in it, so does the process. Neither minijinja's parser nor the
+/// dropping and writing of its values bounds the depth, and a stack that is large enough for all that the fuel allows
+/// would have gigabytes.
 pub fn watching_the_stack<R>(body: impl FnOnce() -> R) -> R {
     static INSTALL: Once = Once::new();
     let mut room = MaybeUninit::<[u8; HANDLER_STACK]>::uninit();
