@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/watchdog.h"
 #include "base/utf8.h"
 #include "dist/gloo.h"
 #include "dist/members.h"
@@ -95,6 +96,7 @@ struct Pending::Operation {
 void Pending::wait() {
   if (!operation_) return;
   const auto operation = std::exchange(operation_, nullptr);
+  const SectionMark mark(Section::kCollective, operation->name);
   await(*operation->progress, *operation->monitor, operation->name, operation->limit);
 }
 
