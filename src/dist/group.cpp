@@ -104,6 +104,7 @@ struct Group::Connection {
   Launch launch;
   GroupOptions options;
   std::unique_ptr<Store> store;
+  std::string attempt;  ///< folder of the store
   Member self;
   std::vector<Member> others;
   std::shared_ptr<Monitor> monitor;
@@ -113,18 +114,28 @@ struct Group::Connection {
   [[nodiscard]] bool hosts_store() const { return launch.hosts_store && launch.rank == 0; }
 
   void meet();
+  [[nodiscard]] std::unique_ptr<Store> another_connection(Clock::time_point deadline) const;
   void connect_peers(const std::vector<Member>& members);
   void announce(const std::string& cause) noexcept;
 };
+
+std::unique_ptr<Store> Group::Connection::another_connection(Clock::time_point deadline) const {
+  auto connection = Store::connect(launch, deadline);
+  connection->enter(attempt);
+  return connection;
+}
 
 /// Finds the store and the other ranks.
 void Group::Connection::meet() {
   const auto deadline = Clock::now() + options.timeout;
   store = hosts_store() ? Store::serve(launch) : Store::connect(launch, deadline);
+  store->set_limit(options.peer_timeout);
   self = this_process(launch);
   try {
+    attempt = find_attempt(*store, launch);
+    store->enter(attempt);
     enrol(*store, launch, self);
-    monitor = std::make_shared<Monitor>(Store::connect(launch, deadline), self, options.peer_timeout);
+    monitor = std::make_shared<Monitor>(another_connection(deadline), self, options.peer_timeout);
     const std::vector<Member> members = gather_members(*store, launch, self, deadline);
     std::ranges::copy_if(members, std::back_inserter(others),
                          [this](const Member& member) { return member.rank != self.rank; });
@@ -143,7 +154,7 @@ void Group::Connection::meet() {
 void Group::Connection::connect_peers(const std::vector<Member>& members) {
   Worker worker;
   auto made = std::make_shared<std::shared_ptr<Gloo>>();
-  const auto own = std::make_shared<std::unique_ptr<Store>>(Store::connect(launch, Clock::now() + options.timeout));
+  const auto own = std::make_shared<std::unique_ptr<Store>>(another_connection(Clock::now() + options.timeout));
   const Gloo::Place place{self.rank, launch.world_size, reachable_address(self, members), options.timeout};
   const auto progress = worker.start([made, own, place] { *made = std::make_shared<Gloo>(**own, place); });
   await(*progress, *monitor, "the connection of the ranks with each other", options.timeout);

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <random>
 #include <sstream>
 #include <thread>
@@ -87,6 +88,26 @@ std::vector<int64_t> missing_ranks(Store& store, int64_t world_size) {
   return missing;
 }
 
+/// Whether what a store's folder holds is left from an attempt that has ended. `folder` is where keys begin.
+bool is_over(Store& store, const std::string& folder) {
+  constexpr seconds kPatience(4);
+  const auto in = [&](const std::string& key) { return folder + '/' + key; };
+  if (store.has({in(kFailure)})) return true;
+  if (!store.has({in(kWorldSize)})) return false;
+  std::vector<std::string> beats;
+  for (int64_t rank = 0; rank < std::stoll(store.get({in(kWorldSize)})[0]); ++rank) {
+    if (store.has({in(member_key(rank))})) beats.push_back(in(beat_key(rank)));
+  }
+  if (beats.empty()) return false;
+  const std::vector<std::string> before = store.get(beats);
+  if (std::ranges::all_of(before, is_last_beat)) return true;
+  Wait wait(Clock::now() + kPatience, milliseconds(250));
+  while (wait.again([] { return "a sign of life of the ranks that the launcher's store has"; })) {
+    if (store.get(beats) != before) return false;
+  }
+  return true;
+}
+
 std::string name_ranks(const std::vector<int64_t>& ranks) {
   return fmt::format("rank{} {}", ranks.size() == 1 ? "" : "s", fmt::join(ranks, ", "));
 }
@@ -107,6 +128,20 @@ Member this_process(const Launch& launch) {
               fmt::format("{:08x}{:08x}", random(), random())};
   if (self.address.empty()) self.address = "127.0.0.1";
   return self;
+}
+
+bool is_last_beat(const std::string& beat) {
+  return beat == kLeft || beat == kFailed;
+}
+
+std::string find_attempt(Store& store, const Launch& launch) {
+  constexpr const char* kAttempt = "attempt";
+  if (launch.hosts_store) return "attempt/0";
+  for (std::string number = store.exchange(kAttempt, "", "0");;) {
+    std::string folder = fmt::format("attempt/{}", number);
+    if (!is_over(store, folder)) return folder;
+    number = store.exchange(kAttempt, number, std::to_string(std::stoll(number) + 1));
+  }
 }
 
 void enrol(Store& store, const Launch& launch, const Member& self) {

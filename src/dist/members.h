@@ -33,6 +33,14 @@ inline constexpr const char* kFailure = "failure";  ///< one sentence: why the r
 inline constexpr const char* kLeft = "left";        ///< last value of a beat: the rank has ended well
 inline constexpr const char* kFailed = "failed";    ///< last value of a beat: the rank knows of the failure
 
+bool is_last_beat(const std::string& beat);
+
+/// The folder of the store that this attempt of the run has for itself. A store of rank 0 is new with every attempt; a
+/// launcher's outlives them, and its launcher may not count them alike on all machines (Launch::store_prefix): then the
+/// attempts are numbered here, and whoever finds the latest one over, failed or without a living member, opens the
+/// next.
+std::string find_attempt(Store& store, const Launch& launch);
+
 /// Registers this process. Throws Error{kConfig} if a living process has its rank or the run has another world size,
 /// {kUnavailable} if the run has begun with another process of its rank, which is gone: this one was restarted in its
 /// place, and can join only the next attempt.

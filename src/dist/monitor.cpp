@@ -22,10 +22,6 @@ constexpr milliseconds kUrgentBeat(250);
 /// Without a beat for so long, a rank whose connection broke is gone.
 constexpr milliseconds kGone(3500);
 
-bool is_last_beat(const std::string& beat) {
-  return beat == kLeft || beat == kFailed;
-}
-
 struct Peer {
   Member member;
   std::string beat;

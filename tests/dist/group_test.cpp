@@ -225,6 +225,31 @@ TEST(Group, NamesTheLaunchersStoreThatGoes) {
   expect_cause(run.end(), 2, StartsWith(fmt::format("the launcher's store at 127.0.0.1:{} is gone", port)));
 }
 
+// ---- a launcher's store, which outlives the attempts
+
+TEST(LaunchersStore, ServesTheNextAttemptHoweverTheLastOneEnded) {
+  const uint16_t port = free_port();
+  RankProcess server({.function = "serve_store", .port = port, .hosts_store = false});
+  server.wait_for("serving");
+  const auto attempt = [&](const std::string& function, int64_t world_size) {
+    return RankSetup{.function = function, .world_size = world_size, .port = port, .hosts_store = false};
+  };
+  const auto expect_to_meet = [&](int64_t world_size) {
+    Ranks run(attempt("meet", world_size));
+    for (const Outcome& outcome : run.end()) EXPECT_EQ(outcome.code, 0) << outcome.report << outcome.err;
+  };
+  expect_to_meet(2);
+  expect_to_meet(3);  // after one that ended well
+  {
+    Ranks killed(attempt("sum_forever", 2));
+    killed.wait_for("running");
+  }
+  expect_to_meet(3);
+  Ranks failed(attempt("rank_1_fails", 2));
+  failed.end();
+  expect_to_meet(2);
+}
+
 // ---- the rendezvous
 
 TEST(Rendezvous, WaitsForRank0) {
@@ -280,6 +305,30 @@ TEST(Rendezvous, NamesTheRanksThatDoNotCome) {
     const Outcome outcome = process->end();
     EXPECT_EQ(outcome.code, kUnavailable);
     EXPECT_THAT(outcome.error(), HasSubstr("ranks 1, 3 of 4 did not come within 3 s"));
+  }
+}
+
+TEST(Rendezvous, EndsWithRank0) {
+  for (const int signal : {SIGKILL, SIGSTOP}) {
+    const uint16_t port = free_port();
+    RankProcess first({.function = "meet", .rank = 0, .world_size = 3, .port = port, .peer_timeout = 3});
+    RankProcess second({.function = "meet", .rank = 1, .world_size = 3, .port = port, .peer_timeout = 3});
+    second.wait_for("waiting for rank 2 of 3");
+    first.send(signal);
+    const Outcome outcome = second.end();
+    EXPECT_EQ(outcome.code, kUnavailable);
+    EXPECT_THAT(outcome.error(), StartsWith(fmt::format("rank 0 at 127.0.0.1:{} {}", port,
+                                                        signal == SIGKILL ? "is gone" : "has not answered for 3 s")));
+  }
+}
+
+TEST(Rendezvous, NamesAnInterfaceThatIsNotThere) {
+  ::setenv("GLOO_SOCKET_IFNAME", "eth17", 1);
+  Ranks run({.function = "meet", .world_size = 2});
+  ::unsetenv("GLOO_SOCKET_IFNAME");
+  for (const Outcome& outcome : run.end()) {
+    EXPECT_TRUE(outcome.code == kConfig || outcome.code == kUnavailable) << outcome.code;
+    EXPECT_THAT(outcome.error(), HasSubstr("GLOO_SOCKET_IFNAME: this machine has no interface 'eth17'"));
   }
 }
 

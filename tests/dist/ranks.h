@@ -49,7 +49,6 @@ struct RankSetup {
     launch.master_address = address;
     launch.master_port = port;
     launch.hosts_store = hosts_store;
-    if (!hosts_store) launch.store_prefix = "attempt_0";
     return launch;
   }
   [[nodiscard]] GroupOptions options() const {
