@@ -26,6 +26,11 @@ void save_adapter(const std::filesystem::path& folder, const model::Decoder& mod
 void save_full_model(const std::filesystem::path& folder, const model::Decoder& model, const hub::ModelFolder& base,
                      const text::Tokenizer& tokenizer, uint64_t max_shard_size);
 
+/// What stands beside the weights of a full model in `type`: config.json, generation_config.json, tokenizer and
+/// template files.
+void write_model_files(const std::filesystem::path& folder, const hub::ModelFolder& base,
+                       const text::Tokenizer& tokenizer, at::ScalarType type);
+
 /// Whether the folder holds a whole result. Throws Error{kIo} or {kPermission} if that cannot be read.
 bool has_result(const std::filesystem::path& folder, bool is_adapter);
 
