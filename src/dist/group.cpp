@@ -189,7 +189,7 @@ std::shared_ptr<Group> Group::join(const Launch& launch, const GroupOptions& opt
   connection->launch = launch;
   connection->options = options;
   connection->pulse = {options.beat, options.peer_timeout};
-  const std::shared_ptr<Group> group(new Group(std::move(connection)));
+  std::shared_ptr<Group> group(new Group(std::move(connection)));
   group->connection_->meet();
   log::debug("{} has joined {} others", group->connection_->self.description(), group->connection_->others.size());
   return group;
@@ -248,6 +248,7 @@ void Group::require_same(const std::string& what, const std::string& value) {
   lengths.mutable_data_ptr<int64_t>()[rank()] = static_cast<int64_t>(value.size());
   all_reduce(lengths).wait();
   const auto longest = *std::max_element(lengths.const_data_ptr<int64_t>(), lengths.const_data_ptr<int64_t>() + size());
+  if (longest == 0) return;
   const at::Tensor rows = at::zeros({size(), longest}, at::kByte);  // every rank fills its own row: the sum is all rows
   const auto row = [&](int64_t of) { return reinterpret_cast<char*>(rows.mutable_data_ptr<uint8_t>()) + of * longest; };
   std::memcpy(row(rank()), value.data(), value.size());

@@ -189,6 +189,7 @@ void Monitor::end(const std::string& failure) {
 void wait_for_others(Store& store, const std::vector<Member>& others, const Pulse& pulse, milliseconds limit) noexcept {
   try {
     std::vector<std::string> keys;
+    keys.reserve(others.size());
     for (const Member& other : others) keys.push_back(beat_key(other.rank));
     std::vector<std::string> before;
     auto changed = Clock::now();
