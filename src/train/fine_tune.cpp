@@ -430,7 +430,7 @@ void fine_tune_in(const std::shared_ptr<dist::Group>& group, const config::Confi
 }  // namespace
 
 void fine_tune(const config::Config& given, const dist::Launch& launch) {
-  if (launch.rank > 0) log::set_level(log::Level::kWarning);  // rank 0 speaks for all
+  if (launch.rank > 0) log::set_level(log::Level::kError);  // rank 0 warns for all
   const Watchdog watchdog(parse_section_limits(given.distributed.section_timeouts), log::name());
   std::optional<SectionMark> mark(std::in_place, Section::kSetup);
   log::info("{}", start_device(given.device, launch.local_world_size).description());
