@@ -136,6 +136,13 @@ void make_directories(const fs::path& path) {
               "choose another folder, or move away what is there");
 }
 
+void sync_file(const fs::path& path) {
+  const Descriptor file(path, O_WRONLY);
+  if (file.get() < 0 && errno == ENOENT) return;
+  if (file.get() < 0) throw_system_error("open", path, errno);
+  if (::fsync(file.get()) != 0) throw_system_error("write", path, errno);
+}
+
 void sync_directory(const fs::path& path) {
   const Descriptor folder(path, O_RDONLY | O_DIRECTORY);
   if (folder.get() < 0) throw_system_error("open folder", path, errno);

@@ -46,6 +46,9 @@ void write_file(const std::filesystem::path& path, std::string_view content);
 /// way.
 void make_directories(const std::filesystem::path& path);
 
+/// fsyncs a file, if there is one of that name.
+void sync_file(const std::filesystem::path& path);
+
 /// fsyncs a folder, so that renames inside it survive a power cut.
 void sync_directory(const std::filesystem::path& path);
 

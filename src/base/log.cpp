@@ -18,6 +18,11 @@ spdlog::logger& logger() {
   return *instance;
 }
 
+std::string& stored_name() {
+  static std::string text;
+  return text;
+}
+
 spdlog::level::level_enum to_spdlog(Level level) {
   switch (level) {
     case Level::kDebug:
@@ -38,8 +43,17 @@ void set_level(Level level) {
   logger().set_level(to_spdlog(level));
 }
 
+void set_name(std::string_view name) {
+  stored_name() = name;
+}
+
+const std::string& name() {
+  return stored_name();
+}
+
 void write(Level level, std::string_view line) {
-  logger().log(to_spdlog(level), one_line(line));
+  const std::string text = one_line(line);
+  logger().log(to_spdlog(level), name().empty() || level < Level::kWarning ? text : name() + ": " + text);
 }
 
 }  // namespace fettle::log

@@ -4,6 +4,7 @@
 
 #include <fmt/core.h>
 
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -13,6 +14,10 @@ enum class Level { kDebug, kInfo, kWarning, kError };
 
 /// Sets the least level that is printed. Accepts debug, info, warning, error (transformers' log_level names).
 void set_level(Level level);
+
+/// What this process is called in its warnings and errors, e.g. "rank 1"; empty (as at the start): nothing.
+void set_name(std::string_view name);
+const std::string& name();
 
 /// One line, whatever `line` holds: a file name may have a line break.
 void write(Level level, std::string_view line);

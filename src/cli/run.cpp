@@ -10,17 +10,19 @@
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
-#include <new>
 #include <string>
 #include <string_view>
 #include <system_error>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/log.h"
+#include "base/stop_signal.h"
 #include "base/utf8.h"
 #include "cli/commands.h"
 #include "config/describe.h"
 #include "config/value.h"
+#include "device/device.h"
 
 namespace fettle::cli {
 namespace {
@@ -36,10 +38,7 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"train", "Fine-tune a model, evaluate it and save the result.", train,
-     "use gradient_checkpointing=true, a smaller per_device_train_batch_size with more gradient_accumulation_steps, or "
-     "a "
-     "smaller max_seq_length"},
+    {"train", "Fine-tune a model, evaluate it and save the result.", train, "give it more memory"},
     {"eval", "Loss and perplexity of a model, or a model and an adapter, on records.", evaluate,
      "use a smaller per_device_eval_batch_size or max_seq_length"},
     {"generate", "Answer a prompt.", generate, "use a shorter prompt or a smaller max_new_tokens"},
@@ -98,8 +97,10 @@ std::string_view default_hint(ExitCode code) {
 int report(ExitCode code, std::string_view what, std::string_view hint) {
   constexpr size_t kLongest = 450;
   if (hint.empty()) hint = default_hint(code);
-  const std::string line = fmt::format("error: {}{}{}\n", shorten(one_line(what), kLongest), hint.empty() ? "" : "; ",
-                                       shorten(one_line(hint), kLongest));
+  const char* kind = code == ExitCode::kPreempted ? "" : "error: ";
+  const std::string name = log::name().empty() ? "" : log::name() + ": ";
+  const std::string line = fmt::format("{}{}{}{}{}\n", name, kind, shorten(one_line(what), kLongest),
+                                       hint.empty() ? "" : "; ", shorten(one_line(hint), kLongest));
   std::fputs(line.c_str(), stderr);  // fmt::print would throw where stderr is full
   return static_cast<int>(code);
 }
@@ -136,21 +137,16 @@ int run_command(const Arguments& arguments) {
     return dispatch(arguments);
   } catch (const Error& error) {
     return report(error);
-  } catch (const std::bad_alloc&) {
-    return report_out_of_memory(arguments);
-  } catch (const c10::OutOfMemoryError&) {
-    return report_out_of_memory(arguments);
-  } catch (const c10::Error& error) {
-    const std::string what = error.what_without_backtrace();
-    return what.find("DefaultCPUAllocator") != std::string::npos ? report_out_of_memory(arguments)
-                                                                 : report_internal(what);
   } catch (const std::filesystem::filesystem_error& error) {
     return report(system_error("cannot use " + error.path1().string(), error.code().value()));
   } catch (const std::system_error& error) {  // of fmt's printing, or of starting a thread
     if (std::ferror(stdout) != 0) return report(ExitCode::kIo, kLostOutput, kOutputHint);
     return report(system_error("a system call failed", error.code().value()));
+  } catch (const c10::Error& error) {
+    return device::is_out_of_memory(error) ? report_out_of_memory(arguments)
+                                           : report_internal(error.what_without_backtrace());
   } catch (const std::exception& error) {
-    return report_internal(error.what());
+    return device::is_out_of_memory(error) ? report_out_of_memory(arguments) : report_internal(error.what());
   }
 }
 
@@ -159,6 +155,7 @@ int run_command(const Arguments& arguments) {
 int run(const Arguments& arguments) {
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit becomes an error of the write, which says what and where
   occupy_standard_streams();
+  handle_stop_signals();
   const int code = run_command(arguments);
   if (code != 0 || (std::fflush(stdout) == 0 && std::ferror(stdout) == 0)) return code;
   return report(ExitCode::kIo, kLostOutput, kOutputHint);

@@ -18,13 +18,13 @@ const std::vector<ValueAlias>& dtype_means_bf16() {
 constexpr std::string_view kWeightsMapped = "weights are always mapped from the file";
 constexpr std::string_view kNoCode = "no code from a model's folder is ever run";
 constexpr std::string_view kAttention = "the attention kernel is chosen for the device";
-constexpr std::string_view kOneProcess = "one process needs no gradient exchange";
+constexpr std::string_view kExchange = "there is one way to exchange gradients";
 constexpr std::string_view kGaudi = "it tunes the Gaudi software of the old system";
 constexpr std::string_view kLoader = "batches are read from mapped memory";
 
 constexpr std::string_view kQuantizeLater = "quantize the trained model with another tool";
 constexpr std::string_view kBenchmarkLater = "measure the trained model with another tool";
-constexpr std::string_view kOneMachine = "train on one machine in one process";
+constexpr std::string_view kLauncher = "start several processes with torchrun --no-python, mpirun or an Indexed Job";
 constexpr std::string_view kUploadLater = "upload output_dir with another tool";
 constexpr std::string_view kUseBf16 = "use bf16: true, or bf16: false for float32";
 constexpr std::string_view kFullPrecisionBase = "the base is kept in bfloat16 (bf16: true) or float32";
@@ -98,11 +98,9 @@ const std::vector<IgnoredOption>& ignored_options() {
       {"use_hpu_graphs_for_inference", kGaudi},
       {"gaudi_config_name", kGaudi},
       {"throughput_warmup_steps", kGaudi},
-      {"ddp_backend", kOneProcess},
-      {"ddp_find_unused_parameters", kOneProcess},
-      {"ddp_bucket_cap_mb", kOneProcess},
-      {"ddp_broadcast_buffers", kOneProcess},
-      {"ddp_timeout", kOneProcess},
+      {"ddp_backend", kExchange},
+      {"ddp_find_unused_parameters", kExchange},
+      {"ddp_broadcast_buffers", kExchange},
       {"average_tokens_across_devices", "the loss is always the mean over all target tokens of a step"},
       {"gradient_checkpointing_kwargs", "there is one way to recompute"},
       {"dataloader_num_workers", kLoader},
@@ -143,13 +141,13 @@ const std::vector<UnavailableOption>& unavailable_options() {
       {"push_to_hub", kUploadLater},
       {"hub_model_id", kUploadLater},
       {"hub_token", kUploadLater},
-      {"deepspeed", kOneMachine},
-      {"fsdp", kOneMachine},
-      {"fsdp_config", kOneMachine},
-      {"world_size", kOneMachine},
-      {"local_rank", kOneMachine},
-      {"use_mpi", kOneMachine},
-      {"use_deepspeed", kOneMachine},
+      {"deepspeed", kLauncher},
+      {"fsdp", kLauncher},
+      {"fsdp_config", kLauncher},
+      {"world_size", kLauncher},
+      {"local_rank", kLauncher},
+      {"use_mpi", kLauncher},
+      {"use_deepspeed", kLauncher},
       {"use_dora", "use plain LoRA or use_rslora"},
       {"bias", "biases stay frozen"},
       {"lora_bias", "biases stay frozen"},

@@ -85,7 +85,8 @@ struct TrainingConfig {
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.999;
   double adam_epsilon = 1e-8;
-  double max_grad_norm = 1.0;  ///< 0: no clipping
+  double max_grad_norm = 1.0;     ///< 0: no clipping
+  double grad_spike_limit = 0.0;  ///< stop at a gradient norm so many times the median of the steps before; 0: never
   double num_train_epochs = 3.0;
   int64_t max_steps = -1;
   std::string optim = "adamw";
@@ -97,6 +98,8 @@ struct TrainingConfig {
   double eval_steps = 0;                ///< 0: logging_steps; < 1: a ratio of all steps
   std::string save_strategy = "steps";  ///< no steps epoch
   double save_steps = 500;
+  double save_minutes = 10;      ///< also save after so many minutes without; 0: never
+  bool async_save = true;        ///< write checkpoints in the background, from a copy
   int64_t save_total_limit = 2;  ///< 0: keep all
   int64_t seed = 42;             ///< of LoRA's initial weights, dropout and the training order
 };
@@ -143,6 +146,14 @@ struct DeviceConfig {
   bool fused_ops = true;        ///< false: plain torch operations in place of Fettle's kernels
 };
 
+/// Several processes of one run, as torchrun, mpirun or Kubernetes start them.
+struct DistributedConfig {
+  double ddp_timeout = 1800;       ///< seconds until all have come together, and for one exchange between them
+  double peer_timeout = 20;        ///< seconds without a sign of life after which a process counts as lost
+  int64_t ddp_bucket_cap_mb = 25;  ///< MiB of gradients that are exchanged at once
+  std::vector<std::string> section_timeouts;  ///< "section=seconds", for the watchdog
+};
+
 struct Config {
   ModelConfig model;
   LoraConfig lora;
@@ -153,6 +164,7 @@ struct Config {
   GenerationConfig generation;
   PreprocessConfig preprocess;
   DeviceConfig device;
+  DistributedConfig distributed;
 };
 
 }  // namespace fettle::config

@@ -214,6 +214,31 @@ std::vector<Option> device_options() {
   };
 }
 
+std::vector<Option> distributed_options() {
+  return {
+      {.name = "ddp_timeout",
+       .slot = slot<&DistributedConfig::ddp_timeout>,
+       .help = "Seconds until all processes of the run must have come together, and for one exchange between them.",
+       .commands = kTrain,
+       .range = above(0)},
+      {.name = "peer_timeout",
+       .slot = slot<&DistributedConfig::peer_timeout>,
+       .help = "Seconds without a sign of life after which another process of the run counts as lost.",
+       .commands = kTrain,
+       .range = at_least(2)},
+      {.name = "ddp_bucket_cap_mb",
+       .slot = slot<&DistributedConfig::ddp_bucket_cap_mb>,
+       .help = "MiB of gradients that are exchanged at once, while the backward goes on.",
+       .commands = kTrain,
+       .range = between(1, 65536)},
+      {.name = "section_timeouts",
+       .slot = slot<&DistributedConfig::section_timeouts>,
+       .help = "Seconds that a part of the run may take before the program stops with a stack trace, for instance "
+               "step=600; parts: setup, data, step (a micro-batch), eval (a batch), save, collective; 0: no limit.",
+       .commands = kTrain},
+  };
+}
+
 }  // namespace
 
 std::vector<Option> table::join(std::initializer_list<std::vector<Option>> parts) {
@@ -233,6 +258,7 @@ const std::vector<Section>& sections() {
       {"Generation (`fettle generate`)", generation_options()},
       {"Preprocessing (`fettle preprocess`)", preprocess_options()},
       {"Device", device_options()},
+      {"Several processes", distributed_options()},
   };
   return all;
 }

@@ -97,7 +97,7 @@ inline constexpr unsigned kAll = kTrain | kEval | kGenerate | kPreprocess;
 template <typename Struct, typename Value>
 Slot slot_of(Config& config, Value Struct::*member) {
   auto structs = std::tie(config.model, config.lora, config.data, config.training, config.output, config.eval,
-                          config.generation, config.preprocess, config.device);
+                          config.generation, config.preprocess, config.device, config.distributed);
   return &(std::get<Struct&>(structs).*member);
 }
 

@@ -86,6 +86,12 @@ std::vector<Option> optimizer_options() {
        .help = "Clip the gradient to this norm; 0: never.",
        .commands = kTrain,
        .range = at_least(0)},
+      {.name = "grad_spike_limit",
+       .slot = slot<&TrainingConfig::grad_spike_limit>,
+       .help = "Stop, with the state before the step saved, at a gradient norm so many times the median of the last 50 "
+               "steps; 0: never.",
+       .commands = kTrain,
+       .range = at_least(0)},
   };
 }
 
@@ -154,6 +160,16 @@ std::vector<Option> interval_options() {
        .help = "Steps between checkpoints; below 1: a ratio of all steps.",
        .commands = kTrain,
        .range = {.minimum = 0, .minimum_excluded = true, .whole_from_one = true}},
+      {.name = "save_minutes",
+       .slot = slot<&TrainingConfig::save_minutes>,
+       .help = "Also write a checkpoint after so many minutes without one; 0: never.",
+       .commands = kTrain,
+       .range = at_least(0)},
+      {.name = "async_save",
+       .slot = slot<&TrainingConfig::async_save>,
+       .help = "Write checkpoints in the background, from a copy of the trained weights and the optimizer's state; "
+               "false: training waits, and no copy is made.",
+       .commands = kTrain},
       {.name = "save_total_limit",
        .slot = slot<&TrainingConfig::save_total_limit>,
        .help = "Checkpoints kept, the newest; 0: all.",

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "base/watchdog.h"
 #include "config/parse.h"
 #include "config/value.h"
 
@@ -168,7 +169,8 @@ void check_strategies(Rules& rules, const Config& config) {
   if (training.save_strategy != "steps") {
     rules.no_effect("save_steps", "save_strategy is " + training.save_strategy, "save_strategy");
   }
-  if (training.save_strategy == "no") rules.no_effect("save_total_limit", "save_strategy is no", "save_strategy");
+  if (training.save_strategy == "no")
+    rules.no_effect({"save_minutes", "save_total_limit"}, "save_strategy is no", "save_strategy");
   const bool evaluates = training.eval_strategy != "no";
   rules.contradiction(evaluates && !training.do_eval,
                       fmt::format("eval_strategy is {} and do_eval is false", training.eval_strategy),
@@ -186,6 +188,7 @@ void check_train(Rules& rules, const Config& config) {
   rules.require(config.training.do_train || may_have_evaluation_records(config.data), "validation_file or dataset_name",
                 "do_train is false: say which records to evaluate on");
   rules.require(!config.output.output_dir.empty(), "output_dir", "say where the result goes");
+  parse_section_limits(config.distributed.section_timeouts);
   check_method(rules, config);
   check_schedule(rules, config.training);
   check_strategies(rules, config);

@@ -78,7 +78,7 @@ double BatchOrder::packing_efficiency() const {
          (static_cast<double>(rows()) * static_cast<double>(options_.max_seq_length));
 }
 
-Batch BatchOrder::batch(int64_t index) const {
+std::span<const int64_t> BatchOrder::documents(int64_t index) const {
   if (index < 0 || index >= batches()) {
     throw Error(ExitCode::kInternal, fmt::format("batch {} of {}", index, batches()));
   }
@@ -86,8 +86,13 @@ Batch BatchOrder::batch(int64_t index) const {
   const int64_t last_row = std::min(first_row + options_.batch_size, rows());
   const auto begin = documents_.begin() + row_offsets_[static_cast<size_t>(first_row)];
   const auto end = documents_.begin() + row_offsets_[static_cast<size_t>(last_row)];
+  return {begin, end};
+}
+
+Batch BatchOrder::batch(int64_t index) const {
+  const std::span<const int64_t> documents = this->documents(index);
   Batch batch;
-  batch.documents.assign(begin, end);
+  batch.documents.assign(documents.begin(), documents.end());
   batch.cu_seqlens.push_back(0);
   for (const int64_t document : batch.documents) {
     const auto ids = dataset_.input_ids(document);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "data/dataset.h"
@@ -41,6 +42,8 @@ class BatchOrder {
 
   [[nodiscard]] int64_t batches() const;           ///< micro-batches in the epoch; the last may have fewer rows
   [[nodiscard]] Batch batch(int64_t index) const;  ///< 0 ≤ index < batches()
+  /// Dataset indices of a micro-batch's documents: batch(index).documents without the tokens.
+  [[nodiscard]] std::span<const int64_t> documents(int64_t index) const;
   [[nodiscard]] int64_t rows() const;
   [[nodiscard]] double packing_efficiency() const;  ///< tokens / (rows × max_seq_length)
 

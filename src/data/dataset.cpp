@@ -42,6 +42,10 @@ int64_t TokenDataset::length(int64_t index) const {
   return storage_->offsets[i + 1] - storage_->offsets[i];
 }
 
+int64_t TokenDataset::targets(int64_t index) const {
+  return count_targets(labels(index));
+}
+
 std::span<const int32_t> TokenDataset::input_ids(int64_t index) const {
   return storage_->ids.subspan(static_cast<size_t>(storage_->offsets[static_cast<size_t>(index)]),
                                static_cast<size_t>(length(index)));

@@ -43,7 +43,8 @@ class TokenDataset {
   [[nodiscard]] int64_t size() const;
   [[nodiscard]] std::span<const int32_t> input_ids(int64_t index) const;
   [[nodiscard]] std::span<const int32_t> labels(int64_t index) const;
-  [[nodiscard]] int64_t length(int64_t index) const;  ///< tokens of one document
+  [[nodiscard]] int64_t length(int64_t index) const;   ///< tokens of one document
+  [[nodiscard]] int64_t targets(int64_t index) const;  ///< labels of one document that are predicted
   /// The record that a document came from, counted from 0 in its split before records were dropped.
   [[nodiscard]] int64_t record(int64_t index) const;
   [[nodiscard]] int64_t tokens() const;

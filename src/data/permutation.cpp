@@ -8,12 +8,6 @@
 namespace fettle::data {
 namespace {
 
-uint64_t mix(uint64_t value) {
-  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ULL;
-  value = (value ^ (value >> 27)) * 0x94D049BB133111EBULL;
-  return value ^ (value >> 31);
-}
-
 class SplitMix64 {
  public:
   explicit SplitMix64(uint64_t state) : state_(state) {}
@@ -36,6 +30,12 @@ class SplitMix64 {
 };
 
 }  // namespace
+
+uint64_t mix(uint64_t value) {
+  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  value = (value ^ (value >> 27)) * 0x94D049BB133111EBULL;
+  return value ^ (value >> 31);
+}
 
 std::vector<int64_t> permutation(int64_t size, uint64_t seed, uint64_t stream) {
   std::vector<int64_t> order(static_cast<size_t>(size));

@@ -7,10 +7,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <unordered_set>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/file_lock.h"
 #include "base/log.h"
 #include "data/batch.h"
 #include "data/build.h"
@@ -67,9 +69,34 @@ std::string fingerprint_of(const SplitPlan& plan, const DataConfig& c, const Pro
   return sha256(key.dump());
 }
 
+/// Held while a split is looked for in the cache or made: of the processes of a machine that want the same one, one
+/// makes it and the others find it.
+class CacheLock {
+ public:
+  CacheLock(const fs::path& cache, const std::string& split) {
+    if (cache.empty()) return;
+    try {
+      make_directories(cache.parent_path());
+      lock_.emplace(fs::path(cache).replace_extension(".lock"));
+    } catch (const Error&) {  // what prevents the lock prevents the cache, which says so
+      return;
+    }
+    if (lock_->try_lock()) return;
+    log::info("{}: waiting for another process that prepares the same records", split);
+    lock_->lock();
+    waited_ = true;
+  }
+  /// Whether another process had it: what is in the cache now is as new as can be.
+  [[nodiscard]] bool waited() const { return waited_; }
+
+ private:
+  std::optional<FileLock> lock_;
+  bool waited_ = false;
+};
+
 /// The cached split, or none. A file that cannot be trusted is reported and then made anew.
-StoragePointer from_cache(const fs::path& path, const std::string& fingerprint, const DataConfig& config) {
-  if (path.empty() || config.overwrite_cache) return nullptr;
+StoragePointer from_cache(const fs::path& path, const std::string& fingerprint) {
+  if (path.empty()) return nullptr;
   try {
     return read_cache(path, fingerprint);
   } catch (const std::exception& error) {
@@ -132,7 +159,8 @@ class Preparer {
     const auto start = std::chrono::steady_clock::now();
     const std::string fingerprint = fingerprint_of(plan, config_, prompts_, tokenizer_);
     const fs::path path = folder_.empty() ? fs::path() : folder_ / fmt::format("{}.tokens", fingerprint.substr(0, 32));
-    StoragePointer storage = from_cache(path, fingerprint, config_);
+    const CacheLock lock(path, plan.name);
+    StoragePointer storage = config_.overwrite_cache && !lock.waited() ? nullptr : from_cache(path, fingerprint);
     if (storage) {
       log::info("{}: tokens from the cache {}", plan.name, path.string());
     } else {

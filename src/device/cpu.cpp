@@ -4,8 +4,12 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
 #include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
+#include <omp.h>
 #include <sched.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -13,6 +17,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <new>
 #include <set>
 #include <sstream>
 #include <utility>
@@ -51,6 +56,15 @@ int64_t quota_cores() {
   double period = 0;
   if (!(limit >> quota >> period) || quota <= 0 || period <= 0) return INT64_MAX;
   return static_cast<int64_t>(std::ceil(quota / period));
+}
+
+/// Whether the launcher gave this process cores of its own (mpirun --bind-to, srun --cpu-bind): fewer than the launcher
+/// itself may use.
+bool is_bound_by_launcher() {
+  cpu_set_t own;
+  cpu_set_t parents;
+  return ::sched_getaffinity(0, sizeof(own), &own) == 0 &&
+         ::sched_getaffinity(::getppid(), sizeof(parents), &parents) == 0 && CPU_COUNT(&own) < CPU_COUNT(&parents);
 }
 
 /// A handle to the generator that ATen's random functions use when they are given none.
@@ -98,7 +112,7 @@ std::string Device::description() const {
                      processor.vector_instructions, processor.bf16_instructions ? "with" : "without");
 }
 
-Device start(const config::DeviceConfig& options) {
+Device start(const config::DeviceConfig& options, int64_t processes) {
   if (options.device != "auto" && options.device != "cpu") {
     throw Error(ExitCode::kUsage, fmt::format("device: there is no '{}' in this build", options.device),
                 "use device=cpu or auto");
@@ -111,7 +125,8 @@ Device start(const config::DeviceConfig& options) {
   cpuinfo << file.rdbuf();
   Device device;
   device.processor = parse_processor(cpuinfo.str());
-  device.threads = options.num_threads > 0 ? options.num_threads : usable_cores();
+  const int64_t sharers = processes > 1 && is_bound_by_launcher() ? 1 : processes;
+  device.threads = options.num_threads > 0 ? options.num_threads : std::max<int64_t>(1, usable_cores() / sharers);
   at::set_num_threads(static_cast<int>(device.threads));
   // oneDNN keeps a compiled kernel for every length of a batch that it meets, by default 1,024 of them: half a gigabyte
   // where batches differ. A step needs some 40.
@@ -119,16 +134,17 @@ Device start(const config::DeviceConfig& options) {
   return device;
 }
 
+void work_in_background() {
+  constexpr int kNice = 10;                           // a tenth of a core where training needs all
+  const auto thread = static_cast<id_t>(::gettid());  // on Linux a thread has a priority of its own
+  ::setpriority(PRIO_PROCESS, thread,
+                ::getpriority(PRIO_PROCESS, thread) + kNice);  // where it fails, the thread only competes
+  at::init_num_threads();
+  omp_set_num_threads(1);  // of this thread's parallel regions
+}
+
 void seed(uint64_t value) {
   generator().set_current_seed(value);
-}
-
-at::Tensor random_state() {
-  return generator().get_state();
-}
-
-void restore_random_state(const at::Tensor& state) {
-  generator().set_state(state);
 }
 
 int64_t machine_memory_bytes() {
@@ -144,6 +160,14 @@ int64_t memory_bytes() {
 
 int64_t peak_memory_bytes() {
   return kernel_bytes("/proc/self/status", "VmHWM:");
+}
+
+bool is_out_of_memory(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return true;
+  if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr) return true;
+  const auto* general = dynamic_cast<const c10::Error*>(&error);  // what the allocator of the CPU throws
+  return general != nullptr &&
+         std::string(general->what_without_backtrace()).find("DefaultCPUAllocator") != std::string::npos;
 }
 
 double measure_matmul_peak(at::ScalarType type) {

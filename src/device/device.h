@@ -6,6 +6,7 @@
 #include <c10/core/ScalarType.h>
 
 #include <cstdint>
+#include <exception>
 #include <string>
 #include <string_view>
 
@@ -36,15 +37,15 @@ struct Device {
   [[nodiscard]] std::string description() const;
 };
 
-/// Sets the process's thread counts from the options. Call once, before any tensor work.
-/// Throws Error{kUsage} for a device this build does not know.
-Device start(const config::DeviceConfig& options);
+/// Sets the process's thread counts from the options; where num_threads is 0, `processes` of one run share the
+/// machine's cores. Call once, before any tensor work. Throws Error{kUsage} for a device this build does not know.
+Device start(const config::DeviceConfig& options, int64_t processes = 1);
+
+/// The calling thread gives way to the others: lower priority, and its tensor work stays on it alone.
+void work_in_background();
 
 /// Seeds the generator that dropout and sampling draw from.
 void seed(uint64_t value);
-/// The whole state of that generator, uint8 [bytes]; restoring it continues the same numbers.
-at::Tensor random_state();
-void restore_random_state(const at::Tensor& state);
 
 /// Memory of the machine, or of this process's control group if that has less.
 int64_t machine_memory_bytes();
@@ -52,6 +53,9 @@ int64_t machine_memory_bytes();
 /// Resident bytes of this process now, and the most since it started.
 int64_t memory_bytes();
 int64_t peak_memory_bytes();
+
+/// Whether an exception means that memory ran out, here or in libtorch.
+bool is_out_of_memory(const std::exception& error);
 
 /// Floating-point operations per second of one large square matrix product in `type`, the best of a few tries; takes
 /// about a fifth of a second. The ceiling that a model's own rate is compared with (MFU).

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/checkpoint.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
+#include <cstdio>
 #include <map>
 #include <system_error>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "device/device.h"
 #include "hub/path.h"
 #include "hub/safetensors.h"
 #include "train/tensor_file.h"
@@ -25,7 +27,6 @@ constexpr std::string_view kUnfinished = ".unfinished";
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kState = "trainer_state.json";
 constexpr const char* kOptimizer = "optimizer.safetensors";
-constexpr const char* kRandomState = "random_state.safetensors";
 
 /// The step in "checkpoint-<step>", nothing for any other name.
 std::optional<int64_t> step_of(const fs::path& folder) {
@@ -64,7 +65,7 @@ enum class Compare { kSizes, kHashes };
 std::string compare_with_manifest(const fs::path& folder, Compare what) {
   if (!fs::is_regular_file(folder / kManifest)) return fmt::format("{} is missing", kManifest);
   const nlohmann::json files = nlohmann::json::parse(read_file(folder / kManifest)).at("files");
-  for (const char* name : {kOptimizer, kRandomState, kState}) {
+  for (const char* name : {kOptimizer, kState}) {
     if (!files.contains(name)) return fmt::format("{} does not list {}", kManifest, name);
   }
   for (const auto& [name, entry] : files.items()) {
@@ -93,11 +94,21 @@ std::string why_broken(const fs::path& folder, Compare what) {
 void write_files(const fs::path& folder, const Snapshot& snapshot, const AddFiles& add_files) {
   hub::write_safetensors(folder / snapshot.weights_file, TensorViews(snapshot.weights).views(), {{"format", "pt"}});
   hub::write_safetensors(folder / kOptimizer, TensorViews(snapshot.optimizer).views(), {});
-  hub::write_safetensors(folder / kRandomState, TensorViews({{"cpu", device::random_state()}}).views(), {});
   write_file(folder / kState, snapshot.state.dump(2) + '\n');
   if (add_files) add_files(folder);
   write_manifest(folder);
   sync_directory(folder);
+}
+
+/// Renames `unfinished` to `folder`. One that is there is exchanged for it and then removed, so that at every moment a
+/// whole one has the name; a file system that cannot exchange (NFS) has a moment without.
+void put_in_place(const fs::path& unfinished, const fs::path& folder) {
+  if (::renameat2(AT_FDCWD, unfinished.c_str(), AT_FDCWD, folder.c_str(), RENAME_EXCHANGE) == 0) {
+    remove_folder(unfinished);
+    return;
+  }
+  remove_folder(folder);
+  if (::rename(unfinished.c_str(), folder.c_str()) != 0) throw_system_error("rename to", folder, errno);
 }
 
 }  // namespace
@@ -112,10 +123,7 @@ fs::path write_checkpoint(const fs::path& output_dir, int64_t step, const Snapsh
   make_directories(unfinished);
   try {
     write_files(unfinished, snapshot, add_files);
-    remove_folder(folder);
-    std::error_code failure;
-    fs::rename(unfinished, folder, failure);
-    if (failure) throw_system_error("rename to", folder, failure.value());
+    put_in_place(unfinished, folder);
   } catch (...) {
     remove_folder(unfinished);
     throw;
@@ -127,9 +135,6 @@ fs::path write_checkpoint(const fs::path& output_dir, int64_t step, const Snapsh
 void restore_checkpoint(const fs::path& folder, const Snapshot& snapshot) {
   read_tensors(folder / snapshot.weights_file, snapshot.weights);
   read_tensors(folder / kOptimizer, snapshot.optimizer);
-  const at::Tensor random_state = device::random_state().clone();
-  read_tensors(folder / kRandomState, {{"cpu", random_state}});
-  device::restore_random_state(random_state);
 }
 
 nlohmann::json read_checkpoint_state(const fs::path& folder) {

@@ -5,7 +5,6 @@
 /// last, then renamed. So a folder with that name is whole unless the disk failed, and the manifest tells.
 ///   adapter_model.safetensors  or, for full fine-tuning, model.safetensors: the float32 masters
 ///   optimizer.safetensors      means, squared means and step of every parameter
-///   random_state.safetensors   the generator that dropout draws from
 ///   trainer_state.json         position in the data, counts, schedule, and what the run is
 #pragma once
 
@@ -33,14 +32,12 @@ struct Snapshot {
 /// Adds further files, e.g. adapter_config.json, to a folder that is being written.
 using AddFiles = std::function<void(const std::filesystem::path&)>;
 
-/// Writes output_dir/checkpoint-<step> and returns its path; one of that name is replaced. The random generator's state
-/// is taken from the device. Throws Error{kDiverged} for a tensor that is not finite, {kIo} or {kPermission}; then
-/// nothing of it remains and older checkpoints are untouched.
+/// Writes output_dir/checkpoint-<step> and returns its path; one of that name is replaced. Throws Error{kDiverged} for
+/// a tensor that is not finite, {kIo} or {kPermission}; then nothing of it remains and older checkpoints are untouched.
 std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, int64_t step, const Snapshot& snapshot,
                                        const AddFiles& add_files = {});
 
-/// Overwrites the snapshot's tensors and the device's generator from a checkpoint. Throws Error{kData} if it does not
-/// fit.
+/// Overwrites the snapshot's tensors from a checkpoint. Throws Error{kData} if it does not fit.
 void restore_checkpoint(const std::filesystem::path& folder, const Snapshot& snapshot);
 
 /// trainer_state.json of a checkpoint.

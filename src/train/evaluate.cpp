@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/evaluate.h"
 
+#include <ATen/ops/tensor.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
@@ -10,6 +11,8 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/stop_signal.h"
+#include "base/watchdog.h"
 #include "hub/safetensors.h"
 #include "train/loop.h"
 #include "train/tensor_stream.h"
@@ -77,6 +80,25 @@ Evaluation evaluate(const model::Decoder& model, const data::TokenDataset& datas
     --most_batches;
   }
   return finish(loss_sum, target_tokens, static_cast<int64_t>(records_of(dataset).size()));
+}
+
+Evaluation evaluate_over_ranks(dist::Group& group, const model::Decoder& model, const data::TokenDataset& dataset,
+                               const data::OrderOptions& order) {
+  const c10::NoGradGuard no_gradients;
+  const data::BatchOrder batches(dataset, order, 0);
+  double loss_sum = 0;
+  double target_tokens = 0;
+  for (int64_t i = group.rank(); i < batches.batches() && stop_signal() == 0; i += group.size()) {
+    const data::Batch batch = batches.batch(i);
+    if (batch.target_tokens == 0) continue;
+    const SectionMark mark(Section::kEvaluation, fmt::format("batch {} of {}", i + 1, batches.batches()));
+    loss_sum += model.loss_sum(to_tensors(batch)).item<double>();
+    target_tokens += static_cast<double>(batch.target_tokens);
+  }
+  const at::Tensor sums = at::tensor({loss_sum, target_tokens, stop_signal() == 0 ? 0.0 : 1.0}, at::kDouble);
+  group.all_reduce(sums).wait();
+  if (sums[2].item<double>() > 0) throw Error(ExitCode::kPreempted, "an evaluation was stopped");
+  return finish(sums[0].item<double>(), sums[1].item<int64_t>(), static_cast<int64_t>(records_of(dataset).size()));
 }
 
 Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,

@@ -8,6 +8,7 @@
 
 #include "data/batch.h"
 #include "data/dataset.h"
+#include "dist/group.h"
 #include "model/decoder.h"
 #include "train/metrics.h"
 
@@ -19,6 +20,11 @@ namespace fettle::train {
 /// finite.
 Evaluation evaluate(const model::Decoder& model, const data::TokenDataset& dataset, const data::OrderOptions& order,
                     int64_t most_batches = std::numeric_limits<int64_t>::max());
+
+/// The same with the micro-batches dealt to the ranks; every rank gets the result. A stop signal to any of them ends it
+/// on all with Error{kPreempted}.
+Evaluation evaluate_over_ranks(dist::Group& group, const model::Decoder& model, const data::TokenDataset& dataset,
+                               const data::OrderOptions& order);
 
 /// The same document by document, and writes one JSON line a record to `file`, over all documents that bfd_split made
 /// of it: {"record": its place in its file, "loss": mean over its targets, null without, "target_tokens", "tokens"}.

@@ -3,18 +3,23 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <utility>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/stop_signal.h"
+#include "base/watchdog.h"
 #include "config/describe.h"
 #include "config/value.h"
 #include "data/prompt.h"
 #include "device/device.h"
+#include "dist/launch.h"
 #include "hub/safetensors.h"
 #include "train/checkpoint.h"
 #include "train/evaluate.h"
@@ -22,6 +27,7 @@
 #include "train/loop.h"
 #include "train/model_card.h"
 #include "train/output_folder.h"
+#include "train/ranks.h"
 #include "train/save.h"
 
 namespace fettle::train {
@@ -57,8 +63,13 @@ void log_plan(int64_t steps, int64_t steps_per_epoch) {
 /// One run of `fettle train`. Members are what several of its stages need.
 class FineTuning {
  public:
-  FineTuning(const config::Config& config, ModelInputs inputs, data::PreparedData data)
-      : config_(config), inputs_(std::move(inputs)), data_(std::move(data)), output_dir_(config.output.output_dir) {}
+  FineTuning(const config::Config& config, ModelInputs inputs, data::PreparedData data,
+             std::shared_ptr<dist::Group> group)
+      : config_(config),
+        inputs_(std::move(inputs)),
+        data_(std::move(data)),
+        group_(std::move(group)),
+        output_dir_(config.output.output_dir) {}
 
   /// Everything after the data is prepared, when there is anything left to do.
   void run();
@@ -68,14 +79,17 @@ class FineTuning {
  private:
   [[nodiscard]] bool evaluates() const { return config_.training.do_eval && data_.validation.has_value(); }
   [[nodiscard]] Evaluation evaluate_on_validation(const model::Decoder& model) const {
-    return evaluate(model, *data_.validation, evaluation_order(config_));
+    return evaluate_over_ranks(*group_, model, *data_.validation, evaluation_order(config_));
   }
+  [[nodiscard]] bool is_main() const { return group_->is_main(); }
+  void require_same_on_all_ranks() const;
+  [[nodiscard]] StartingPoint starting_point() const;
   [[nodiscard]] model::Decoder make_model(const StartingPoint& start) const;
   [[nodiscard]] Run make_run(model::Decoder& model, MetricsLog& metrics);
   [[nodiscard]] Snapshot snapshot(const Run& run) const;
   void resume(const fs::path& checkpoint, Run& run);
   std::optional<Evaluation> train_from(const StartingPoint& start, model::Decoder& model, MetricsLog& metrics);
-  void save_checkpoint(const Run& run) const;
+  [[nodiscard]] CheckpointSaver make_saver(const Run& run) const;
   void evaluate_before(const Run& run);
   void save_result(const model::Decoder& model) const;
   [[nodiscard]] Evaluation probe(const model::Decoder& model) const;
@@ -86,6 +100,7 @@ class FineTuning {
   const config::Config& config_;
   ModelInputs inputs_;
   data::PreparedData data_;
+  std::shared_ptr<dist::Group> group_;
   fs::path output_dir_;
   nlohmann::json identity_;
   TrainingState state_;
@@ -108,7 +123,8 @@ model::Decoder FineTuning::make_model(const StartingPoint& start) const {
 
 Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
   const config::TrainingConfig& training = config_.training;
-  StepLoader loader(data_.train, training_order(config_), training.gradient_accumulation_steps);
+  StepLoader loader(data_.train, training_order(config_), training.gradient_accumulation_steps * group_->size(),
+                    {group_->rank(), group_->size()});
   const int64_t total = total_steps(training, loader.steps_per_epoch());
   log_plan(total, loader.steps_per_epoch());
   Run run{.options = training,
@@ -121,8 +137,14 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
           .metrics = metrics,
           .full_training = !config_.lora.use_peft,
           .peak_flops = device::measure_matmul_peak(compute_type(training))};
+  run.group = group_;
+  if (group_->size() > 1) {
+    std::vector<at::Tensor> leaves;
+    for (const model::NamedTensor& parameter : run.parameters) leaves.push_back(parameter.tensor);
+    run.gradients =
+        std::make_shared<dist::GradientBuckets>(group_, std::move(leaves), config_.distributed.ddp_bucket_cap_mb << 20);
+  }
   if (evaluates()) run.evaluate = [this, &model] { return evaluate_on_validation(model); };
-  if (training.save_strategy != "no") run.save = [this](const Run& state) { save_checkpoint(state); };
   return run;
 }
 
@@ -138,8 +160,11 @@ Snapshot FineTuning::snapshot(const Run& run) const {
   return {weights_file, run.parameters, run.optimizer.state(), state};
 }
 
+/// Takes up the state of a checkpoint. Rank 0 alone reads it, and the others get all from rank 0: their machines need
+/// not see the folder, or see it in time.
 void FineTuning::resume(const fs::path& checkpoint, Run& run) {
-  const nlohmann::json saved = read_checkpoint_state(checkpoint);
+  const nlohmann::json saved =
+      nlohmann::json::parse(share_text(*group_, is_main() ? read_checkpoint_state(checkpoint).dump() : ""));
   try {
     run.state = saved.at("state").get<TrainingState>();
     run.schedule.restore(saved.at("schedule"));
@@ -155,24 +180,28 @@ void FineTuning::resume(const fs::path& checkpoint, Run& run) {
         fmt::format("{} is at step {}, and this run has {}", checkpoint.string(), run.state.step, run.total_steps),
         "resume from a checkpoint of this run");
   }
-  restore_checkpoint(checkpoint, snapshot(run));
-  run.model.refresh_compute_weights();
-  remove_checkpoints_after(output_dir_, run.state.step);
+  if (is_main()) restore_checkpoint(checkpoint, snapshot(run));
+  if (is_main()) remove_checkpoints_after(output_dir_, run.state.step);
   run.metrics.drop_after(run.state.step, run.last_evaluation.has_value());
   log::info("resuming from {} at step {} of {}", checkpoint.string(), run.state.step, run.total_steps);
 }
 
-void FineTuning::save_checkpoint(const Run& run) const {
-  const auto add_files = [this, &run](const fs::path& folder) {
-    if (config_.lora.use_peft) {
-      hub::write_adapter_config(folder, adapter_config(run.model, config_.model));
-    } else {
-      write_file(folder / "config.json", inputs_.base.config.dump(2) + '\n');
-    }
-  };
-  const fs::path folder = write_checkpoint(output_dir_, run.state.step, snapshot(run), add_files);
-  prune_checkpoints(output_dir_, config_.training.save_total_limit);
-  log::debug("wrote {}", folder.string());
+CheckpointSaver FineTuning::make_saver(const Run& run) const {
+  double bytes = 0;
+  for (const model::NamedTensor& each : run.parameters) bytes += 3.0 * static_cast<double>(each.tensor.nbytes());
+  AddFiles add_files;
+  if (config_.lora.use_peft) {
+    add_files = [adapter = adapter_config(run.model, config_.model)](const fs::path& folder) {
+      hub::write_adapter_config(folder, adapter);
+    };
+  } else {
+    add_files = [text = inputs_.base.config.dump(2) + '\n'](const fs::path& folder) {
+      write_file(folder / "config.json", text);
+    };
+  }
+  return {{output_dir_, config_.training.save_total_limit, config_.training.async_save, bytes},
+          [this](const Run& state) { return snapshot(state); },
+          std::move(add_files)};
 }
 
 void FineTuning::evaluate_before(const Run& run) {
@@ -250,37 +279,71 @@ void FineTuning::announce() const {
 
 std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, model::Decoder& model,
                                                  MetricsLog& metrics) {
-  device::seed(static_cast<uint64_t>(config_.training.seed));
   Run run = make_run(model, metrics);
+  CheckpointSaver saver = make_saver(run);
+  if (is_main()) run.saver = &saver;
   if (start.checkpoint) resume(*start.checkpoint, run);
+  share_tensors(*group_, run.parameters);
+  share_tensors(*group_, run.optimizer.state());
+  model.refresh_compute_weights();
   evaluate_before(run);
   train(run);
   state_ = run.state;
   return run.last_evaluation;
 }
 
+void FineTuning::require_same_on_all_ranks() const {
+  for (const char* part : {"options", "data_options"}) group_->require_same("the options", identity_.at(part).dump());
+  group_->require_same("the training records", identity_.at("dataset").get<std::string>());
+}
+
+/// Where to begin, as rank 0 finds it.
+StartingPoint FineTuning::starting_point() const {
+  nlohmann::json found;
+  if (is_main()) {
+    const StartingPoint start = find_starting_point(config_, identity_);
+    found = {start.finished, start.keeps_folder, start.checkpoint ? start.checkpoint->string() : ""};
+  }
+  found = nlohmann::json::parse(share_text(*group_, found.dump()));
+  StartingPoint start{.finished = found[0], .keeps_folder = found[1]};
+  if (!found[2].get<std::string>().empty()) start.checkpoint = found[2].get<std::string>();
+  return start;
+}
+
 void FineTuning::run() {
   identity_ = run_identity(config_, data_.train.fingerprint());
+  require_same_on_all_ranks();
   std::optional<FolderLock> lock;  // a new folder gets one when it is made
-  if (holds_run(output_dir_)) lock.emplace(output_dir_);
-  const StartingPoint start = find_starting_point(config_, identity_);
+  if (is_main() && holds_run(output_dir_)) lock.emplace(output_dir_);
+  const StartingPoint start = starting_point();
   if (start.finished) {
     log::info("this run is complete already");
-    announce();
+    if (is_main()) announce();
     return;
   }
+  std::optional<SectionMark> mark(std::in_place, Section::kSetup, "loading the model");
   model::Decoder model = make_model(start);  // before output_dir is touched: it may hold the adapter to start from
-  if (!lock) lock.emplace(output_dir_);
-  begin_run(config_, identity_, start);
-  write_file(output_dir_ / "fettle_config.json", config::to_json(config_).dump(2) + '\n');
-  MetricsLog metrics(output_dir_ / "metrics.jsonl", start.keeps_folder);
-  std::optional<Evaluation> after = train_from(start, model, metrics);
-  save_result(model);
-  if (config_.output.verify_saved_model) model = verified(std::move(model));
+  std::optional<MetricsLog> metrics;
+  if (is_main()) {
+    if (!lock) lock.emplace(output_dir_);
+    begin_run(config_, identity_, start);
+    write_file(output_dir_ / "fettle_config.json", config::to_json(config_).dump(2) + '\n');
+    metrics.emplace(output_dir_ / "metrics.jsonl", start.keeps_folder);
+  } else {
+    metrics.emplace();
+  }
+  mark.reset();
+  std::optional<Evaluation> after = train_from(start, model, *metrics);
+  if (is_main()) {
+    const SectionMark saving(Section::kSave, "the result");
+    save_result(model);
+    if (config_.output.verify_saved_model) model = verified(std::move(model));
+  }
   if (evaluates() && !after) {
     after = evaluate_on_validation(model);
-    metrics.write(evaluation_line(*after, state_.step, state_.epoch));
+    metrics->write(evaluation_line(*after, state_.step, state_.epoch));
   }
+  if (!is_main()) return;
   if (before_) log_evaluation("before training", *before_);
   if (after) log_evaluation("after training", *after);
   write_results(after);
@@ -295,9 +358,15 @@ void FineTuning::evaluate_only() {
   }
   const Evaluation evaluation =
       evaluate_on_validation(load_model(inputs_, config_.model, compute_type(config_.training)));
+  if (!is_main()) return;
   log_evaluation("evaluation", evaluation);
   make_directories(output_dir_);
   write_file(output_dir_ / "eval_results.json", evaluation_results(evaluation).dump(2) + '\n');
+}
+
+dist::GroupOptions group_options(const config::DistributedConfig& options) {
+  const auto seconds = [](double value) { return std::chrono::seconds(static_cast<int64_t>(std::ceil(value))); };
+  return {.timeout = seconds(options.ddp_timeout), .peer_timeout = seconds(options.peer_timeout)};
 }
 
 /// The date for a chat template that writes today's, which decides tokens: a run that is taken up again on another day
@@ -316,20 +385,49 @@ double peak_learning_rate(const config::TrainingConfig& training, const config::
   return training.learning_rate.value_or(lora.use_peft ? 2e-4 : 2e-5);
 }
 
+namespace {
+
+void fine_tune_in(const std::shared_ptr<dist::Group>& group, const config::Config& config, ModelInputs inputs,
+                  data::PreparedData data) {
+  FineTuning fine_tuning(config, std::move(inputs), std::move(data), group);
+  try {
+    if (config.training.do_train) {
+      fine_tuning.run();
+    } else {
+      fine_tuning.evaluate_only();
+    }
+  } catch (const Error& error) {
+    group->announce_failure(error);
+    throw;
+  } catch (const std::exception& error) {
+    group->announce_failure(Error(ExitCode::kInternal, error.what()));
+    throw;
+  }
+  group->leave();
+}
+
+}  // namespace
+
 void fine_tune(const config::Config& given) {
-  log::info("{}", start_device(given.device).description());
+  const dist::Launch launch = dist::read_launch(dist::process_environment);
+  if (launch.world_size > 1) {
+    log::set_name(fmt::format("rank {}", launch.rank));
+    ignore_repeated_stop_signals();
+  }
+  if (launch.rank > 0) log::set_level(log::Level::kWarning);  // rank 0 speaks for all
+  const Watchdog watchdog(parse_section_limits(given.distributed.section_timeouts), log::name());
+  std::optional<SectionMark> mark(std::in_place, Section::kSetup);
+  log::info("{}", start_device(given.device, launch.local_world_size).description());
   ModelInputs inputs = load_inputs(given.model);
   config::Config config = given;
   config.data.template_date = settled_date(config, inputs.tokenizer);
+  mark.emplace(Section::kData);
   data::PreparedData data = data::prepare(config.data, inputs.tokenizer, config.training.do_train);
   require_vocabulary(inputs, data.train);
   if (data.validation) require_vocabulary(inputs, *data.validation);
-  FineTuning fine_tuning(config, std::move(inputs), std::move(data));
-  if (config.training.do_train) {
-    fine_tuning.run();
-  } else {
-    fine_tuning.evaluate_only();
-  }
+  mark.reset();
+  const auto group = dist::Group::join(launch, group_options(config.distributed));  // tokenizing may take hours
+  fine_tune_in(group, config, std::move(inputs), std::move(data));
 }
 
 }  // namespace fettle::train

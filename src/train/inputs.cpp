@@ -12,10 +12,10 @@
 
 namespace fettle::train {
 
-device::Device start_device(const config::DeviceConfig& options) {
+device::Device start_device(const config::DeviceConfig& options, int64_t processes) {
   if (!options.fused_ops) log::warning("fused_ops is false: plain torch operations are slow and need more memory");
   ops::set_fused_ops(options.fused_ops);
-  return device::start(options);
+  return device::start(options, processes);
 }
 
 ModelInputs load_inputs(const config::ModelConfig& model) {

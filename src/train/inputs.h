@@ -21,7 +21,7 @@ struct ModelInputs {
 };
 
 /// device::start, and ops with or without their own kernels, as fused_ops says.
-device::Device start_device(const config::DeviceConfig& options);
+device::Device start_device(const config::DeviceConfig& options, int64_t processes = 1);
 
 /// Throws Error as hub::resolve_model, model::DecoderSpec::from_config and text::Tokenizer::load.
 ModelInputs load_inputs(const config::ModelConfig& model);

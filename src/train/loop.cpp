@@ -4,21 +4,78 @@
 #include <ATen/ops/tensor.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <exception>
 
 #include "base/error.h"
+#include "base/log.h"
+#include "base/stop_signal.h"
+#include "base/watchdog.h"
+#include "device/device.h"
 #include "train/report.h"
 
 namespace fettle::train {
 namespace {
 
+/// Saves what the last completed step left, unless that is done, and waits until it is on the disk.
+void save_now(Run& run) {
+  if (run.saver == nullptr || run.state.step == 0 || !run.is_whole) return;
+  run.optimizer.clear_gradients();
+  run.saver->save(run);
+  run.saver->finish();
+}
+
+/// The same when training ends by an error, which is more important than one of saving.
+void save_after_error(Run& run) {
+  try {
+    save_now(run);
+  } catch (const std::exception& error) {
+    log::warning("the state after step {} could not be saved: {}", run.state.step, error.what());
+  }
+}
+
 /// Refuses a step that would spoil the weights; nothing of it has been applied yet.
-void require_finite(double loss, double norm, int64_t step, double learning_rate) {
+void require_finite(const Run& run, double loss, double norm, double learning_rate) {
   if (std::isfinite(loss) && std::isfinite(norm)) return;
   throw Error(ExitCode::kDiverged,
-              fmt::format("training diverged at step {} (learning rate {:.3g}): loss {}, gradient norm {}", step + 1,
-                          learning_rate, loss, norm),
-              "lower learning_rate or lengthen the warm-up; checkpoints written before are intact");
+              fmt::format("training diverged at step {} (learning rate {:.3g}): loss {}, gradient norm {}",
+                          run.state.step + 1, learning_rate, loss, norm),
+              fmt::format("lower learning_rate or lengthen the warm-up{}",
+                          run.state.step > 0 ? "; the state before this step is saved" : ""));
+}
+
+/// Stops at a gradient norm far above those before it: the step would spoil weights that are still good.
+void require_no_spike(Run& run, double norm, double learning_rate) {
+  constexpr size_t kWindow = 50;
+  constexpr size_t kLeast = 10;  // fewer steps have no typical norm
+  const double limit = run.options.grad_spike_limit;
+  if (limit <= 0) return;
+  std::vector<double>& norms = run.state.gradient_norms;
+  if (norms.size() >= kLeast) {
+    std::vector<double> sorted = norms;
+    std::ranges::nth_element(sorted, sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2));
+    const double median = sorted[sorted.size() / 2];
+    if (norm > limit * median) {
+      throw Error(
+          ExitCode::kDiverged,
+          fmt::format("the gradient norm {:.4g} of step {} (learning rate {:.3g}) is {:.1f} times the median of "
+                      "the {} steps before it; grad_spike_limit is {}",
+                      norm, run.state.step + 1, learning_rate, norm / median, norms.size(), limit),
+          "look at that step's records, lower learning_rate, or raise grad_spike_limit; the state before this "
+          "step is saved");
+    }
+  }
+  norms.push_back(norm);
+  if (norms.size() > kWindow) norms.erase(norms.begin());
+}
+
+[[noreturn]] void stop(Run& run) {
+  save_now(run);
+  throw Error(
+      ExitCode::kPreempted,
+      fmt::format("stopped by {} at step {} of {}", signal_name(stop_signal()), run.state.step, run.total_steps),
+      "the state is saved: run the same command again to continue");
 }
 
 /// Dropout is on while this lives.
@@ -34,6 +91,7 @@ class TrainingMode {
 };
 
 void update(Run& run, double learning_rate) {
+  run.is_whole = false;  // until the step is counted
   run.optimizer.step(learning_rate);
   run.optimizer.clear_gradients();
   run.model.refresh_compute_weights();
@@ -46,45 +104,124 @@ bool is_due(const std::string& strategy, int64_t interval, const Run& run, bool 
   return strategy == "steps" && (run.state.step % interval == 0 || run.state.step == run.total_steps);
 }
 
-void evaluate_if_due(Run& run, Report& report, bool epoch_ended) {
-  run.last_evaluation.reset();
+bool is_evaluation_due(const Run& run, bool epoch_ended) {
   const double steps = run.options.eval_steps > 0 ? run.options.eval_steps : run.options.logging_steps;
-  if (!run.evaluate || !is_due(run.options.eval_strategy, interval_steps(steps, run.total_steps), run, epoch_ended))
-    return;
-  run.last_evaluation = run.evaluate();
+  return run.evaluate && is_due(run.options.eval_strategy, interval_steps(steps, run.total_steps), run, epoch_ended);
+}
+
+/// The evaluation is owed from before it begins until it is done: a checkpoint that a signal causes says so.
+void evaluate_if_owed(Run& run, Report& report) {
+  if (!run.state.owes_evaluation) return;
+  try {
+    run.last_evaluation = run.evaluate();
+  } catch (const Error& error) {
+    if (error.code() == ExitCode::kPreempted) stop(run);
+    throw;
+  }
+  run.state.owes_evaluation = false;
   run.schedule.observe(run.last_evaluation->loss);
   report.evaluated(*run.last_evaluation);
 }
 
-void save_if_due(const Run& run, bool epoch_ended) {
-  const bool last = run.state.step == run.total_steps && run.options.save_strategy != "no";
-  const int64_t interval = interval_steps(run.options.save_steps, run.total_steps);
-  if (run.save && (last || is_due(run.options.save_strategy, interval, run, epoch_ended))) run.save(run);
+/// When to save: every so many steps or at an epoch's end, after save_minutes without, and after the last step.
+class SavePlan {
+ public:
+  void save_if_due(const Run& run, bool epoch_ended) {
+    if (run.saver == nullptr || run.options.save_strategy == "no") return;
+    const int64_t interval = interval_steps(run.options.save_steps, run.total_steps);
+    const bool long_ago = run.options.save_minutes > 0 && since_.seconds() >= 60 * run.options.save_minutes;
+    const bool last = run.state.step == run.total_steps;
+    if (!last && !long_ago && !is_due(run.options.save_strategy, interval, run, epoch_ended)) return;
+    run.saver->save(run);
+    since_ = {};
+  }
+
+ private:
+  Stopwatch since_;  // the last save, or the start of this process
+};
+
+/// The seconds from a stop signal until the state is saved: twice the slowest micro-batch so far and the save.
+class StopBound {
+ public:
+  void step_done(const Step& step, double seconds) {
+    const double batches = std::max(1.0, static_cast<double>(step.batches.size()));
+    slowest_ = std::max(slowest_, seconds / batches);
+  }
+  [[nodiscard]] double seconds(const Run& run) const {
+    const double batch = static_cast<double>(run.options.per_device_train_batch_size);
+    const double larger = std::max(1.0, static_cast<double>(run.options.per_device_eval_batch_size) / batch);
+    return 1 + 2 * slowest_ * larger + (run.saver != nullptr ? run.saver->expected_seconds() : 0);
+  }
+
+ private:
+  double slowest_ = 0;
+};
+
+/// The rank's share of a step, and then the sum over all: the gradients, the loss, which is returned, and whether any
+/// of them was told to stop; then all drop the step.
+double step_gradient(Run& run, const Step& step) {
+  if (run.gradients) run.gradients->begin();
+  const double share = forward_backward(run.model, step, [&run] {
+    if (run.gradients) run.gradients->last_backward();
+  });
+  if (run.gradients) run.gradients->finish();
+  const at::Tensor sums = at::tensor({share, stop_signal() == 0 ? 0.0 : 1.0}, at::kDouble);
+  run.group->all_reduce(sums).wait();
+  if (sums[1].item<double>() > 0) stop(run);
+  return sums[0].item<double>();
+}
+
+void run_steps(Run& run, StopDeferral& deferral) {
+  Report report(run);
+  SavePlan saves;
+  StopBound bound;
+  evaluate_if_owed(run, report);
+  while (run.state.step < run.total_steps) {
+    const Stopwatch watch;
+    const double learning_rate = run.schedule.learning_rate(run.state.step);
+    Cursor next = run.state.cursor;
+    const Step step = run.loader.next(next);
+    const double loss = step_gradient(run, step);
+    const double norm = clip_gradients(run.parameters, run.options.max_grad_norm);
+    require_finite(run, loss, norm, learning_rate);
+    require_no_spike(run, norm, learning_rate);
+    update(run, learning_rate);
+    report.count(step, next, {loss, norm, learning_rate, watch.seconds()});
+    report.show();
+    bound.step_done(step, watch.seconds());
+    run.state.owes_evaluation = is_evaluation_due(run, step.ends_epoch);
+    evaluate_if_owed(run, report);
+    saves.save_if_due(run, step.ends_epoch);
+    deferral.set_bound(bound.seconds(run));
+  }
 }
 
 }  // namespace
 
 void train(Run& run) {
-  Report report(run);
-  while (run.state.step < run.total_steps) {
-    const Stopwatch watch;
-    const double learning_rate = run.schedule.learning_rate(run.state.step);
-    const Step step = run.loader.next(run.state.cursor);
-    const double loss = forward_backward(run.model, step);
-    const double norm = clip_gradients(run.parameters, run.options.max_grad_norm);
-    require_finite(loss, norm, run.state.step, learning_rate);
-    update(run, learning_rate);
-    report.step_done(step, {loss, norm, learning_rate, watch.seconds()});
-    evaluate_if_due(run, report, step.ends_epoch);
-    save_if_due(run, step.ends_epoch);
+  StopDeferral deferral;
+  try {
+    run_steps(run, deferral);
+    if (run.saver != nullptr) run.saver->finish();
+  } catch (const Error& error) {
+    const bool is_saved_or_cannot = error.code() == ExitCode::kPreempted || error.code() == ExitCode::kIo;
+    if (!is_saved_or_cannot) save_after_error(run);
+    throw;
+  } catch (...) {
+    save_after_error(run);
+    throw;
   }
 }
 
-double forward_backward(model::Decoder& model, const Step& step) {
+double forward_backward(model::Decoder& model, const Step& step, const std::function<void()>& last_begins) {
   const TrainingMode mode(model);
   double loss = 0;
-  for (const data::Batch& batch : step.batches) {
+  for (size_t i = 0; i < step.batches.size() && stop_signal() == 0; ++i) {
+    const data::Batch& batch = step.batches[i];
+    if (last_begins && i + 1 == step.batches.size()) last_begins();
     if (batch.target_tokens == 0) continue;
+    const SectionMark mark(Section::kStep, fmt::format("micro-batch {} of {}", i + 1, step.batches.size()));
+    device::seed(step.seeds[i]);
     const at::Tensor share = model.loss_sum(to_tensors(batch)).div(static_cast<double>(step.target_tokens));
     share.backward();
     loss += share.item<double>();

@@ -4,13 +4,17 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "config/config.h"
+#include "dist/gradient_buckets.h"
+#include "dist/group.h"
 #include "model/decoder.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/saver.h"
 #include "train/schedule.h"
 #include "train/state.h"
 #include "train/steps.h"
@@ -28,20 +32,29 @@ struct Run {
   Schedule schedule;
   MetricsLog& metrics;
   TrainingState state = {};
-  bool full_training = false;                      ///< all weights, not only an adapter
-  double peak_flops = 0;                           ///< of this machine, per second; 0: not measured
-  std::function<Evaluation()> evaluate = {};       ///< on the validation records; empty: there are none
-  std::function<void(const Run&)> save = {};       ///< writes a checkpoint; empty: none are wanted
+  bool full_training = false;                 ///< all weights, not only an adapter
+  double peak_flops = 0;                      ///< of this machine, per second; 0: not measured
+  std::function<Evaluation()> evaluate = {};  ///< on the validation records; empty: there are none
+  Saver* saver = nullptr;                     ///< of checkpoints, on rank 0; null: none are wanted
+  std::shared_ptr<dist::Group> group = dist::Group::alone();
+  std::shared_ptr<dist::GradientBuckets> gradients = {};  ///< sums them over the ranks; null: there is one rank
+  bool is_whole = true;                            ///< weights, optimizer and state are those after the same step
   std::optional<Evaluation> last_evaluation = {};  ///< set where the last step was evaluated
 };
 
-/// Trains from run.state to run.total_steps. Throws Error{kDiverged} at the first step whose loss or gradient is not
-/// finite, before it changes a weight, and {kData} for a step without targets.
+/// Trains from run.state to run.total_steps. Whatever ends it before, the state after the last completed step is saved:
+///  - SIGTERM or SIGINT to any rank, after the micro-batch under way: Error{kPreempted} on all, once the state is on
+///  the
+///    disk;
+///  - a step whose loss or gradient is not finite, or spikes (grad_spike_limit): {kDiverged} before it changes a
+///  weight;
+///  - a step without targets: {kData}; memory, disks and everything else as they throw.
 void train(Run& run);
 
-/// Adds the gradients of the step's loss, the mean over all its target tokens, to those the model has, and returns that
-/// loss. The model is in training mode only in here.
-double forward_backward(model::Decoder& model, const Step& step);
+/// Adds the gradients of the rank's share of the step's loss, the mean over all target tokens, to those the model has,
+/// and returns that share. `last_begins` is called before the last micro-batch. The model is in training mode only in
+/// here. After a stop signal the micro-batches that are left are left out.
+double forward_backward(model::Decoder& model, const Step& step, const std::function<void()>& last_begins = {});
 
 /// A batch as tensors.
 model::Batch to_tensors(const data::Batch& batch);

@@ -63,6 +63,7 @@ MetricsLog::MetricsLog(std::filesystem::path path, bool keep) : path_(std::move(
 }
 
 void MetricsLog::drop_after(int64_t step, bool evaluated) {
+  if (path_.empty()) return;
   replace(metrics_up_to(read_file(path_), step, evaluated));
 }
 
@@ -74,10 +75,11 @@ void MetricsLog::replace(const std::string& content) {
 }
 
 MetricsLog::~MetricsLog() {
-  ::close(descriptor_);
+  if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 void MetricsLog::write(const nlohmann::ordered_json& line) {
+  if (path_.empty()) return;
   const std::string text = line.dump() + '\n';
   for (std::string_view rest = text; !rest.empty();) {
     const ssize_t written = ::write(descriptor_, rest.data(), rest.size());

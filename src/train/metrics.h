@@ -47,6 +47,8 @@ nlohmann::ordered_json evaluation_results(const Evaluation& evaluation);
 /// An append-only JSONL file, written line by line.
 class MetricsLog {
  public:
+  /// Writes nothing: of the ranks of a run, one keeps its log.
+  MetricsLog() = default;
   /// `keep`: whether an earlier run's lines stay. Throws Error{kIo} or {kPermission}.
   MetricsLog(std::filesystem::path path, bool keep);
   ~MetricsLog();

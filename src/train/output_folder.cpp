@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/output_folder.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <set>
 #include <system_error>
 #include <vector>
@@ -34,12 +30,12 @@ constexpr const char* kLockFile = ".lock";
 /// Options of `fettle train` that change no number of the training.
 const std::set<std::string_view>& free_options() {
   static const std::set<std::string_view> names = {
-      "cache_dir", "tokenizer_name", "device", "num_threads", "fused_ops", "do_train", "do_eval",
-      "gradient_checkpointing",
+      "cache_dir", "tokenizer_name", "ddp_timeout", "peer_timeout", "ddp_bucket_cap_mb", "section_timeouts", "device",
+      "num_threads", "fused_ops", "do_train", "do_eval", "gradient_checkpointing",
       // How often and where.
       "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "save_strategy", "save_steps",
-      "save_total_limit", "output_dir", "overwrite_output_dir", "max_shard_size", "resume_from_checkpoint", "log_level",
-      "verify_saved_model",
+      "grad_spike_limit", "save_minutes", "async_save", "save_total_limit", "output_dir", "overwrite_output_dir",
+      "max_shard_size", "resume_from_checkpoint", "log_level", "verify_saved_model",
       // Evaluation records and the cache of tokens.
       "per_device_eval_batch_size", "validation_file", "max_eval_samples", "preprocessing_num_workers",
       "dataset_cache_directory", "overwrite_cache"};
@@ -279,21 +275,10 @@ void finish_run(const fs::path& output_dir, const nlohmann::json& identity) {
 
 FolderLock::FolderLock(const fs::path& folder) {
   make_directories(folder);
-  descriptor_ = ::open((folder / kLockFile).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (descriptor_ < 0) throw_system_error("write to output_dir", folder, errno);
-  if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return;
-  const int failure = errno;
-  if (failure != EWOULDBLOCK) {
-    log::warning("cannot lock {}: {}", folder.string(), std::generic_category().message(failure));
-    return;
-  }
-  ::close(descriptor_);
+  lock_.emplace(folder / kLockFile);
+  if (lock_->try_lock()) return;
   throw Error(ExitCode::kUnavailable, fmt::format("another process is training in output_dir {}", folder.string()),
               "wait until it ends, or give this run its own output_dir");
-}
-
-FolderLock::~FolderLock() {
-  ::close(descriptor_);
 }
 
 bool holds_run(const fs::path& folder) {

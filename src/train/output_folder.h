@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "base/file_lock.h"
 #include "config/config.h"
 
 namespace fettle::train {
@@ -50,12 +51,9 @@ class FolderLock {
   /// Makes the folder. Throws Error{kUnavailable} if another process holds its lock, {kIo} or {kPermission} if nothing
   /// can be written there. On a file system without locks it holds nothing, with a warning.
   explicit FolderLock(const std::filesystem::path& folder);
-  ~FolderLock();
-  FolderLock(const FolderLock&) = delete;
-  FolderLock& operator=(const FolderLock&) = delete;
 
  private:
-  int descriptor_;
+  std::optional<FileLock> lock_;
 };
 
 /// Whether the folder holds a run already, so that looking for a starting point needs its lock.

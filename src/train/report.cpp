@@ -11,11 +11,9 @@ namespace {
 /// Model FLOPs of a step; a token attends to half of its document on average.
 double training_flops(const Run& run, const Step& step) {
   double flops = 0;
-  for (const data::Batch& batch : step.batches) {
-    for (size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
-      const double length = batch.cu_seqlens[i + 1] - batch.cu_seqlens[i];
-      flops += length * model::training_flops_per_token(run.model.spec(), (length + 1) / 2, run.full_training);
-    }
+  for (const int64_t tokens : step.document_lengths) {
+    const auto length = static_cast<double>(tokens);
+    flops += length * model::training_flops_per_token(run.model.spec(), (length + 1) / 2, run.full_training);
   }
   return flops;
 }
@@ -27,9 +25,9 @@ Report::Report(Run& run)
       progress_(run.state.step, run.total_steps),
       logging_steps_(interval_steps(run.options.logging_steps, run.total_steps)) {}
 
-void Report::step_done(const Step& step, const StepOutcome& outcome) {
-  count(step, outcome);
-  const StepMetrics line = metrics(outcome);
+void Report::show() {
+  if (!run_.group->is_main()) return;
+  const StepMetrics line = metrics();
   if (!is_due()) {
     progress_.draw(line);
     return;
@@ -43,15 +41,17 @@ void Report::step_done(const Step& step, const StepOutcome& outcome) {
 }
 
 void Report::evaluated(const Evaluation& evaluation) {
+  if (!run_.group->is_main()) return;
   run_.metrics.write(evaluation_line(evaluation, run_.state.step, run_.state.epoch));
   progress_.clear();
   log::info("step {}/{}  evaluation loss {:.4f}  perplexity {:.3f}", run_.state.step, run_.total_steps, evaluation.loss,
             evaluation.perplexity());
 }
 
-void Report::count(const Step& step, const StepOutcome& outcome) {
+void Report::count(const Step& step, const Cursor& next, const StepOutcome& outcome) {
   TrainingState& state = run_.state;
   ++state.step;
+  state.cursor = next;
   state.epoch = run_.loader.epochs(state.cursor);
   state.tokens += step.tokens;
   state.target_tokens += step.target_tokens;
@@ -62,21 +62,25 @@ void Report::count(const Step& step, const StepOutcome& outcome) {
   tokens_ += step.tokens;
   seconds_ += outcome.seconds;
   flops_ += training_flops(run_, step);
+  last_ = outcome;
+  run_.last_evaluation.reset();
+  run_.is_whole = true;
 }
 
-StepMetrics Report::metrics(const StepOutcome& outcome) const {
+StepMetrics Report::metrics() const {
   const TrainingState& state = run_.state;
   StepMetrics line;
   line.step = state.step;
   line.epoch = state.epoch;
   line.loss = state.window_loss_sum / static_cast<double>(state.window_steps);
-  line.grad_norm = outcome.grad_norm;
-  line.learning_rate = outcome.learning_rate;
+  line.grad_norm = last_.grad_norm;
+  line.learning_rate = last_.learning_rate;
   line.tokens = state.tokens;
   line.target_tokens = state.target_tokens;
   line.tokens_per_second = static_cast<double>(tokens_) / seconds_;
   line.model_flops_per_second = flops_ / seconds_;
-  if (run_.peak_flops > 0) line.mfu = line.model_flops_per_second / run_.peak_flops;
+  const double peak = run_.peak_flops * static_cast<double>(run_.group->size());
+  if (peak > 0) line.mfu = line.model_flops_per_second / peak;
   line.memory_bytes = device::memory_bytes();
   return line;
 }

@@ -39,17 +39,21 @@ class Report {
   Report(const Report&) = delete;
   Report& operator=(const Report&) = delete;
 
-  void step_done(const Step& step, const StepOutcome& outcome);
+  /// Counts a step that is done; `next` is the place in the data after it. From then on run.state belongs to the new
+  /// weights.
+  void count(const Step& step, const Cursor& next, const StepOutcome& outcome);
+  /// Shows the step that was counted last. Throws Error{kIo}.
+  void show();
   void evaluated(const Evaluation& evaluation);
 
  private:
-  void count(const Step& step, const StepOutcome& outcome);
-  [[nodiscard]] StepMetrics metrics(const StepOutcome& outcome) const;
+  [[nodiscard]] StepMetrics metrics() const;
   [[nodiscard]] bool is_due() const;
 
   Run& run_;
   Progress progress_;
   int64_t logging_steps_;
+  StepOutcome last_ = {};
   // Since the last metrics line.
   int64_t tokens_ = 0;
   double seconds_ = 0;

@@ -4,27 +4,30 @@
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "train/steps.h"
 
 namespace fettle::train {
 
-/// With the weights, the optimizer's and the schedule's state and the random generator's, this is all that a checkpoint
-/// needs: resuming continues bit for bit.
+/// With the weights, the optimizer's and the schedule's state this is all that a checkpoint needs: resuming continues
+/// bit for bit. There is no state of a random generator: what is drawn is a function of the place in the data.
 struct TrainingState {
   int64_t step = 0;  ///< updates done
   Cursor cursor;
   double epoch = 0;    ///< passes over the data done, with the fraction
   int64_t tokens = 0;  ///< trained on so far, prompts included
   int64_t target_tokens = 0;
-  double loss_sum = 0;         ///< of all steps' losses
-  double window_loss_sum = 0;  ///< of the steps that no metrics line covers yet
-  int64_t window_steps = 0;    ///< their number
-  double seconds = 0;          ///< spent in steps; evaluation and checkpoints left out
+  double loss_sum = 0;                 ///< of all steps' losses
+  double window_loss_sum = 0;          ///< of the steps that no metrics line covers yet
+  int64_t window_steps = 0;            ///< their number
+  double seconds = 0;                  ///< spent in steps; evaluation and checkpoints left out
+  std::vector<double> gradient_norms;  ///< of the last steps, for grad_spike_limit; empty where that is 0
+  bool owes_evaluation = false;        ///< of this step: a signal stopped the run before it was done
 };
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Cursor, epoch, batch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingState, step, cursor, epoch, tokens, target_tokens, loss_sum, window_loss_sum,
-                                   window_steps, seconds)
+                                   window_steps, seconds, gradient_norms, owes_evaluation)
 
 }  // namespace fettle::train

@@ -8,11 +8,23 @@
 #include <utility>
 
 #include "base/error.h"
+#include "data/permutation.h"
 
 namespace fettle::train {
 
-StepLoader::StepLoader(data::TokenDataset dataset, const data::OrderOptions& options, int64_t accumulation)
-    : dataset_(std::move(dataset)), options_(options), accumulation_(accumulation) {}
+namespace {
+
+/// Of the numbers drawn for a micro-batch: 64 well-mixed bits.
+uint64_t batch_seed(int64_t seed, const Cursor& place) {
+  const auto bits = [](int64_t value) { return static_cast<uint64_t>(value); };
+  return data::mix(data::mix(data::mix(bits(seed)) ^ bits(place.epoch)) ^ bits(place.batch));
+}
+
+}  // namespace
+
+StepLoader::StepLoader(data::TokenDataset dataset, const data::OrderOptions& options, int64_t batches_per_step,
+                       Share share)
+    : dataset_(std::move(dataset)), options_(options), batches_per_step_(batches_per_step), share_(share) {}
 
 const data::BatchOrder& StepLoader::order(int64_t epoch) {
   if (epoch_ != epoch) {
@@ -26,11 +38,16 @@ Step StepLoader::next(Cursor& cursor) {
   const data::BatchOrder& batches = order(cursor.epoch);
   const Cursor begin = cursor;
   Step step;
-  const int64_t end = std::min(cursor.batch + accumulation_, batches.batches());
+  const int64_t end = std::min(cursor.batch + batches_per_step_, batches.batches());
   for (; cursor.batch < end; ++cursor.batch) {
+    for (const int64_t document : batches.documents(cursor.batch)) {
+      step.document_lengths.push_back(dataset_.length(document));
+      step.tokens += dataset_.length(document);
+      step.target_tokens += dataset_.targets(document);
+    }
+    if ((cursor.batch - begin.batch) % share_.ranks != share_.rank) continue;
     step.batches.push_back(batches.batch(cursor.batch));
-    step.tokens += static_cast<int64_t>(step.batches.back().tokens.size());
-    step.target_tokens += step.batches.back().target_tokens;
+    step.seeds.push_back(batch_seed(options_.seed, cursor));
   }
   if (step.target_tokens == 0) {
     throw Error(
@@ -44,7 +61,8 @@ Step StepLoader::next(Cursor& cursor) {
 }
 
 int64_t StepLoader::steps_per_epoch() {
-  return std::max<int64_t>(1, (order(std::max<int64_t>(0, epoch_)).batches() + accumulation_ - 1) / accumulation_);
+  return std::max<int64_t>(1,
+                           (order(std::max<int64_t>(0, epoch_)).batches() + batches_per_step_ - 1) / batches_per_step_);
 }
 
 double StepLoader::epochs(const Cursor& cursor) {

@@ -18,19 +18,30 @@ struct Cursor {
   int64_t batch = 0;
 };
 
-/// The micro-batches of one optimizer step.
+/// One optimizer step as one rank sees it: its own micro-batches, and the counts of all.
 struct Step {
   std::vector<data::Batch> batches;
-  int64_t tokens = 0;
-  int64_t target_tokens = 0;  ///< of all its batches: what the step's loss is divided by
+  /// Of the numbers drawn for each of them (dropout): a function of the run's seed and the batch's place in the data,
+  /// so that a resumed run, another number of ranks and gradient checkpointing all draw the same.
+  std::vector<uint64_t> seeds;
+  std::vector<int64_t> document_lengths;  ///< of all ranks' documents
+  int64_t tokens = 0;                     ///< of all ranks
+  int64_t target_tokens = 0;              ///< of all ranks: what the step's loss is divided by
   bool ends_epoch = false;
 };
 
-/// Deals out the steps of a dataset. `accumulation` micro-batches make a step; the last of an epoch may have fewer, as
-/// in transformers. Holds no position: the same cursor always gives the same step.
+/// Which of a step's micro-batches a process takes.
+struct Share {
+  int64_t rank = 0;
+  int64_t ranks = 1;
+};
+
+/// Deals out the steps of a dataset. `batches_per_step` micro-batches make a step, whatever the number of ranks; the
+/// last of an epoch may have fewer, as in transformers. Rank r of R takes the micro-batches r, r + R, … of a step, so
+/// the last ones may be fewer for some ranks, or none. Holds no position: the same cursor always gives the same step.
 class StepLoader {
  public:
-  StepLoader(data::TokenDataset dataset, const data::OrderOptions& options, int64_t accumulation);
+  StepLoader(data::TokenDataset dataset, const data::OrderOptions& options, int64_t batches_per_step, Share share = {});
 
   /// The step at `cursor`, which is moved to the next one. Throws Error{kData} if none of its tokens is a target.
   Step next(Cursor& cursor);
@@ -45,7 +56,8 @@ class StepLoader {
 
   data::TokenDataset dataset_;
   data::OrderOptions options_;
-  int64_t accumulation_;
+  int64_t batches_per_step_;
+  Share share_;
   int64_t epoch_ = -1;
   std::optional<data::BatchOrder> order_;
 };

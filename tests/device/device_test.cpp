@@ -6,6 +6,10 @@
 #include <ATen/ops/rand.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <thread>
 
 #include "base/error.h"
 
@@ -59,14 +63,16 @@ TEST(Device, RefusesAnUnknownDevice) {
   }
 }
 
-TEST(Random, StateContinuesTheSameNumbers) {
-  seed(7);
-  at::rand({3});
-  const at::Tensor state = random_state();
-  const at::Tensor expected = at::rand({5});
-  at::rand({100});
-  restore_random_state(state);
-  EXPECT_TRUE(at::equal(at::rand({5}), expected));
+TEST(WorkInBackground, GivesWayInItsOwnThreadOnly) {
+  const int threads = at::get_num_threads();
+  const int priority = ::getpriority(PRIO_PROCESS, 0);
+  std::thread([priority] {
+    work_in_background();
+    EXPECT_EQ(at::get_num_threads(), 1);
+    EXPECT_GT(::getpriority(PRIO_PROCESS, static_cast<id_t>(::gettid())), priority);
+  }).join();
+  EXPECT_EQ(at::get_num_threads(), threads);
+  EXPECT_EQ(::getpriority(PRIO_PROCESS, 0), priority);
 }
 
 TEST(Random, SeedDecidesTheNumbers) {

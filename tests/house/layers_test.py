@@ -9,13 +9,14 @@ ALLOWED = {
     "base": set(),
     "config": {"base"},
     "device": {"base", "config"},
+    "dist": {"base", "config", "device"},
     "text": {"base"},
     "hub": {"base", "config"},
     "ops": {"base"},
     "data": {"base", "config", "text", "hub"},
     "model": {"base", "config", "ops", "hub"},
-    "train": {"base", "config", "device", "text", "hub", "ops", "data", "model"},
-    "cli": {"base", "config", "device", "text", "hub", "ops", "data", "model", "train"},
+    "train": {"base", "config", "device", "dist", "text", "hub", "ops", "data", "model"},
+    "cli": {"base", "config", "device", "dist", "text", "hub", "ops", "data", "model", "train"},
 }
 WITHOUT_TORCH = {"base", "config", "text", "hub", "data"}
 TOO_WIDE = re.compile(r"<(torch/torch\.h|torch/extension\.h|torch/all\.h|ATen/ATen\.h|ATen/Functions\.h)>")

@@ -71,7 +71,6 @@ class TinyRun {
                      .optimizer = AdamW(model_.trainable(), options_),
                      .schedule = Schedule::from_config(options_, 1e-2, 5),
                      .metrics = *metrics_});
-    device::seed(9);
   }
 
   Run& run() { return *run_; }
@@ -80,7 +79,9 @@ class TinyRun {
   }
   void save_every_step() {
     options_.save_steps = 1;
-    run_->save = [this](const Run& run) { write_checkpoint(folder_, run.state.step, snapshot()); };
+    saver_.emplace(
+        CheckpointSaver::Options{.output_dir = folder_}, [this](const Run&) { return snapshot(); }, AddFiles());
+    run_->saver = &*saver_;
   }
   void resume(const std::filesystem::path& checkpoint) {
     run_->state = read_checkpoint_state(checkpoint).at("state").get<TrainingState>();
@@ -109,6 +110,17 @@ class TinyRun {
   model::Decoder model_;
   std::optional<MetricsLog> metrics_;
   std::optional<Run> run_;
+  std::optional<CheckpointSaver> saver_;
+};
+
+/// Notes the steps that are saved.
+class NotingSaver : public Saver {
+ public:
+  void save(const Run& run) override { steps.push_back(run.state.step); }
+  void finish() override { ++finished; }
+  [[nodiscard]] double expected_seconds() const override { return 0; }
+  std::vector<int64_t> steps;
+  int finished = 0;
 };
 
 class Resume : public testing::TestWithParam<at::ScalarType> {};
@@ -176,7 +188,7 @@ TEST(Train, EvaluatesAndSavesWhenDue) {
   const TemporaryFolder folder;
   TinyRun tiny(at::kFloat, folder.path());
   std::vector<int64_t> evaluated;
-  std::vector<int64_t> saved;
+  NotingSaver saver;
   config::TrainingConfig options = tiny.run().options;
   options.eval_strategy = "epoch";
   options.save_steps = 2;
@@ -192,10 +204,84 @@ TEST(Train, EvaluatesAndSavesWhenDue) {
     evaluated.push_back(run.state.step);
     return Evaluation{1.0, 1, 1};
   };
-  run.save = [&](const train::Run& state) { saved.push_back(state.state.step); };
+  run.saver = &saver;
   train(run);
   EXPECT_THAT(evaluated, testing::ElementsAre(4));  // 15 documents, 2 a batch, 2 batches a step
-  EXPECT_THAT(saved, testing::ElementsAre(2, 4, 5));
+  EXPECT_THAT(saver.steps, testing::ElementsAre(2, 4, 5));
+  EXPECT_EQ(saver.finished, 1) << "the last one must be on the disk when training returns";
+}
+
+TEST(Train, SavesAfterSaveMinutesToo) {
+  const TemporaryFolder folder;
+  TinyRun tiny(at::kFloat, folder.path());
+  NotingSaver saver;
+  config::TrainingConfig options = tiny.run().options;
+  options.save_minutes = 1e-9;
+  train::Run run{.options = options,
+                 .model = tiny.run().model,
+                 .parameters = tiny.run().parameters,
+                 .loader = tiny.run().loader,
+                 .total_steps = 3,
+                 .optimizer = tiny.run().optimizer,
+                 .schedule = tiny.run().schedule,
+                 .metrics = tiny.run().metrics,
+                 .saver = &saver};
+  train(run);
+  EXPECT_THAT(saver.steps, testing::ElementsAre(1, 2, 3));
+}
+
+TEST(Train, StopsAtAGradientSpikeWithTheStateBeforeItSaved) {
+  const TemporaryFolder folder;
+  TinyRun tiny(at::kFloat, folder.path());
+  NotingSaver saver;
+  config::TrainingConfig options = tiny.run().options;
+  options.grad_spike_limit = 3;
+  options.save_strategy = "no";
+  train::Run run{.options = options,
+                 .model = tiny.run().model,
+                 .parameters = tiny.run().parameters,
+                 .loader = tiny.run().loader,
+                 .total_steps = 20,
+                 .optimizer = tiny.run().optimizer,
+                 .schedule = Schedule::from_config(options, 1e-6, 20),
+                 .metrics = tiny.run().metrics,
+                 .saver = &saver};
+  run.state.step = 15;
+  run.state.gradient_norms.assign(12, 1e-9);
+  const at::Tensor before = tiny.weights().front();
+  try {
+    train(run);
+    FAIL() << "went on";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kDiverged);
+    EXPECT_THAT(error.what(), testing::HasSubstr("step 16"));
+  }
+  EXPECT_THAT(saver.steps, testing::ElementsAre(15));
+  EXPECT_TRUE(at::equal(tiny.weights().front(), before));
+  run.state.gradient_norms.assign(12, 1e9);
+  run.total_steps = 17;
+  train(run);
+  EXPECT_EQ(run.state.gradient_norms.size(), 14u);
+}
+
+TEST(ForwardBackward, DrawsTheSameDropoutForABatchWhereverItIsRun) {
+  model::Decoder model = tiny_lora(at::kFloat, 0.5);
+  StepLoader whole(tiny_dataset(12), {64, false, true, 3, 2}, 4);
+  Cursor begin;
+  const Step step = whole.next(begin);
+  ASSERT_EQ(step.batches.size(), 4u);
+  double sum = 0;
+  for (int64_t rank = 1; rank >= 0; --rank) {
+    StepLoader part(tiny_dataset(12), {64, false, true, 3, 2}, 4, {rank, 2});
+    Cursor again;
+    const Step share = part.next(again);
+    EXPECT_EQ(share.batches.size(), 2u);
+    EXPECT_EQ(share.target_tokens, step.target_tokens);
+    sum += forward_backward(model, share);
+  }
+  EXPECT_NEAR(sum, forward_backward(model, step), 1e-6 * sum);
+  Cursor later{.epoch = 1, .batch = 0};
+  EXPECT_NE(whole.next(later).seeds, step.seeds);
 }
 
 }  // namespace

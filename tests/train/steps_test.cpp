@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
+#include <vector>
 
 #include "train/tiny.h"
 
@@ -42,6 +44,33 @@ TEST(StepLoader, TheCursorAloneDecidesTheStep) {
   Cursor far{.epoch = 4, .batch = 0};
   second.next(far);
   EXPECT_EQ(first.next(cursor).batches.front().tokens, second.next(again).batches.front().tokens);
+}
+
+TEST(StepLoader, RanksShareAStepWithoutOverlap) {
+  const data::OrderOptions order = {64, false, true, 3, 2};
+  for (const int64_t ranks : {2, 3, 4}) {
+    StepLoader whole(tiny_dataset(15), order, 3);  // 8 batches: 3 + 3 + 2
+    Cursor cursor;
+    while (cursor.epoch == 0) {
+      const Cursor begin = cursor;
+      const Step expected = whole.next(cursor);
+      std::map<uint64_t, std::vector<int64_t>> found;  // documents by seed
+      for (int64_t rank = 0; rank < ranks; ++rank) {
+        StepLoader part(tiny_dataset(15), order, 3, {rank, ranks});
+        Cursor place = begin;
+        const Step share = part.next(place);
+        EXPECT_EQ(place.batch, cursor.batch);
+        EXPECT_EQ(share.tokens, expected.tokens);
+        EXPECT_EQ(share.target_tokens, expected.target_tokens);
+        EXPECT_EQ(share.document_lengths, expected.document_lengths);
+        EXPECT_EQ(share.ends_epoch, expected.ends_epoch);
+        for (size_t i = 0; i < share.batches.size(); ++i) found[share.seeds[i]] = share.batches[i].documents;
+      }
+      ASSERT_EQ(found.size(), expected.batches.size());
+      for (size_t i = 0; i < expected.batches.size(); ++i)
+        EXPECT_EQ(found.at(expected.seeds[i]), expected.batches[i].documents);
+    }
+  }
 }
 
 TEST(StepLoader, EpochsCountTheFraction) {

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dist/members.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <random>
+#include <sstream>
+#include <thread>
+#include <utility>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "dist/network.h"
+#include "dist/wait.h"
+
+namespace fettle::dist {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr const char* kRoster = "roster";
+constexpr const char* kWorldSize = "world_size";
+
+std::string member_key(int64_t rank) {
+  return fmt::format("member/{}", rank);
+}
+
+std::string write_member(const Member& member) {
+  return fmt::format("{}\t{}\t{}\t{}\t{}", member.rank, member.host, member.process, member.address, member.token);
+}
+
+Member read_member(const std::string& line) {
+  std::istringstream fields(line);
+  Member member;
+  std::string rank;
+  std::string process;
+  std::getline(fields, rank, '\t');
+  std::getline(fields, member.host, '\t');
+  std::getline(fields, process, '\t');
+  std::getline(fields, member.address, '\t');
+  std::getline(fields, member.token, '\t');
+  if (member.token.empty()) {
+    throw Error(ExitCode::kUnavailable, fmt::format("the store has no member of Fettle in '{}'", line),
+                "another program uses this MASTER_PORT: choose another");
+  }
+  member.rank = std::stoll(rank);
+  member.process = std::stoll(process);
+  return member;
+}
+
+/// Refuses this process. While the list of members is open, the run cannot go on without it, and the others say so too.
+[[noreturn]] void refuse(Store& store, const Error& error) {
+  if (!store.has({kRoster})) store.exchange(kFailure, "", error.what());
+  throw Error(error);
+}
+
+/// Whether the heart of a rank beats: one value is compared with those of the next seconds.
+bool is_alive(Store& store, int64_t rank) {
+  constexpr seconds kPatience(4);
+  const std::string before = store.get({beat_key(rank)})[0];
+  Wait wait(Clock::now() + kPatience, milliseconds(500));
+  while (wait.again([&] { return fmt::format("a sign of life of the process that is rank {} already", rank); })) {
+    if (store.get({beat_key(rank)})[0] != before) return true;
+  }
+  return false;
+}
+
+void require_world_size(Store& store, const Launch& launch, const Member& self) {
+  const std::string own = std::to_string(launch.world_size);
+  const std::string stored = store.exchange(kWorldSize, "", own + '\t' + self.description());
+  const std::string theirs = stored.substr(0, stored.find('\t'));
+  if (theirs == own) return;
+  refuse(store, Error(ExitCode::kConfig,
+                      fmt::format("{} was started with world size {}, but {} with {}", self.description(), own,
+                                  stored.substr(stored.find('\t') + 1), theirs),
+                      "start all ranks of a run with the same number of processes"));
+}
+
+std::vector<int64_t> missing_ranks(Store& store, int64_t world_size) {
+  std::vector<int64_t> missing;
+  for (int64_t rank = 0; rank < world_size; ++rank) {
+    if (!store.has({member_key(rank)})) missing.push_back(rank);
+  }
+  return missing;
+}
+
+std::string name_ranks(const std::vector<int64_t>& ranks) {
+  return fmt::format("rank{} {}", ranks.size() == 1 ? "" : "s", fmt::join(ranks, ", "));
+}
+
+}  // namespace
+
+std::string Member::description() const {
+  return fmt::format("rank {} (host {}, pid {})", rank, host, process);
+}
+
+std::string beat_key(int64_t rank) {
+  return fmt::format("beat/{}", rank);
+}
+
+Member this_process(const Launch& launch) {
+  std::random_device random;
+  Member self{launch.rank, host_name(), ::getpid(), local_address_towards(launch.master_address, seconds(5)),
+              fmt::format("{:08x}{:08x}", random(), random())};
+  if (self.address.empty()) self.address = "127.0.0.1";
+  return self;
+}
+
+void enrol(Store& store, const Launch& launch, const Member& self) {
+  require_world_size(store, launch, self);
+  store.exchange(beat_key(self.rank), "", "0");  // whoever finds the member may read its beat
+  const std::string key = member_key(self.rank);
+  std::string present = store.exchange(key, "", write_member(self));
+  while (present != write_member(self)) {
+    const Member other = read_member(present);
+    if (is_alive(store, self.rank)) {
+      refuse(store,
+             Error(ExitCode::kConfig,
+                   fmt::format("two processes were started as rank {}: on host {}, pid {}, and on host {}, pid {}",
+                               self.rank, other.host, other.process, self.host, self.process),
+                   "give every process of a run its own RANK"));
+    }
+    if (store.has({kRoster})) {
+      throw Error(ExitCode::kUnavailable,
+                  fmt::format("{} cannot take the place of {}, which is gone: the run has begun", self.description(),
+                              other.description()),
+                  "start this rank again when the other ranks have ended");
+    }
+    log::info("rank {}: takes the place of {}, which is gone", self.rank, other.description());
+    present = store.exchange(key, present, write_member(self));
+  }
+}
+
+std::vector<Member> gather_members(Store& store, const Launch& launch, const Member& self, Clock::time_point deadline) {
+  const auto began = Clock::now();
+  std::vector<std::string> keys;
+  for (int64_t rank = 0; rank < launch.world_size; ++rank) keys.push_back(member_key(rank));
+  Wait wait(deadline, milliseconds(500));
+  // Rank 0 alone closes the list: two that look for themselves may see two processes in the place of one rank.
+  while (!store.has({kRoster})) {
+    if (store.has({kFailure})) throw Error(ExitCode::kUnavailable, store.get({kFailure})[0]);
+    if (self.rank == 0 && store.has(keys)) {
+      store.set(kRoster, fmt::format("{}", fmt::join(store.get(keys), "\n")));
+      continue;
+    }
+    const auto missing = [&] { return missing_ranks(store, launch.world_size); };
+    if (wait.again([&] { return fmt::format("{} of {}", name_ranks(missing()), launch.world_size); })) continue;
+    const std::vector<int64_t> absent = missing();
+    throw Error(ExitCode::kUnavailable,
+                fmt::format("{} of {} did not come within {} s", absent.empty() ? "the list" : name_ranks(absent),
+                            launch.world_size, std::chrono::ceil<seconds>(deadline - began).count()),
+                "see why they did not start; ddp_timeout sets the limit");
+  }
+  std::vector<Member> members;
+  std::istringstream lines(store.get({kRoster})[0]);
+  for (std::string line; std::getline(lines, line);) members.push_back(read_member(line));
+  if (members.at(static_cast<size_t>(self.rank)).token != self.token) {
+    throw Error(ExitCode::kUnavailable,
+                fmt::format("{} came too late: the run has begun with {}", self.description(),
+                            members[static_cast<size_t>(self.rank)].description()),
+                "start this rank again when the other ranks have ended");
+  }
+  return members;
+}
+
+}  // namespace fettle::dist

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/saver.h"
+
+#include <ATen/Tensor.h>
+#include <c10/core/GradMode.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <utility>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "base/watchdog.h"
+#include "device/device.h"
+#include "train/loop.h"
+#include "train/report.h"
+
+namespace fettle::train {
+namespace {
+
+/// Before a save has been timed: what a slow network volume takes.
+constexpr double kSlowBytesPerSecond = 20e6;
+constexpr double kSlowSeconds = 2;
+
+/// Copies `live` into `copies`, which are made at the first call.
+void copy_tensors(const std::vector<model::NamedTensor>& live, std::vector<model::NamedTensor>& copies) {
+  const c10::NoGradGuard no_gradients;
+  copies.resize(live.size());
+  for (size_t i = 0; i < live.size(); ++i) {
+    copies[i].name = live[i].name;
+    if (copies[i].tensor.defined()) {
+      copies[i].tensor.copy_(live[i].tensor);
+    } else {
+      copies[i].tensor = live[i].tensor.detach().clone();
+    }
+  }
+}
+
+}  // namespace
+
+CheckpointSaver::CheckpointSaver(Options options, std::function<Snapshot(const Run&)> snapshot, AddFiles add_files)
+    : options_(std::move(options)), snapshot_(std::move(snapshot)), add_files_(std::move(add_files)) {}
+
+CheckpointSaver::~CheckpointSaver() {
+  if (writing_.valid()) writing_.wait();
+}
+
+Snapshot CheckpointSaver::copy(const Snapshot& live) {
+  copy_tensors(live.weights, weights_);
+  copy_tensors(live.optimizer, optimizer_);
+  return {live.weights_file, weights_, optimizer_, live.state};
+}
+
+void CheckpointSaver::save(const Run& run) {
+  finish();
+  const Snapshot live = snapshot_(run);
+  if (live.state == saved_) return;
+  if (options_.asynchronous) {
+    writing_ = std::async(std::launch::async, [this, step = run.state.step, snapshot = copy(live)] {
+      device::work_in_background();
+      write(step, snapshot);
+    });
+  } else {
+    write(run.state.step, live);
+  }
+  saved_ = live.state;
+}
+
+void CheckpointSaver::write(int64_t step, const Snapshot& snapshot) {
+  const SectionMark mark(Section::kSave, fmt::format("checkpoint-{}", step));
+  const Stopwatch watch;
+  sync_file(options_.output_dir / "metrics.jsonl");  // a checkpoint without the lines before it would leave a gap
+  const std::filesystem::path folder = write_checkpoint(options_.output_dir, step, snapshot, add_files_);
+  prune_checkpoints(options_.output_dir, options_.keep);
+  longest_ = std::max(longest_.load(), watch.seconds());
+  log::debug("wrote {} in {:.1f} s", folder.string(), watch.seconds());
+}
+
+void CheckpointSaver::finish() {
+  if (!writing_.valid()) return;
+  try {
+    writing_.get();
+  } catch (...) {
+    saved_ = nullptr;
+    throw;
+  }
+}
+
+double CheckpointSaver::expected_seconds() const {
+  const double longest = longest_;
+  const double one = longest > 0 ? 2 * longest + 1 : kSlowSeconds + options_.bytes / kSlowBytesPerSecond;
+  const bool is_writing = writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
+  return is_writing ? 2 * one : one;
+}
+
+}  // namespace fettle::train
