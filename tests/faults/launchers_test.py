@@ -9,6 +9,7 @@
 """
 
 import os
+import re
 import pathlib
 import shutil
 import signal
@@ -21,11 +22,10 @@ from harness import DONE, PREEMPTED, PROGRAM, ROOT, named, require
 from ranks import Process, Ranks, Start, command
 
 SIZE, STEPS = 2, 60
-OPTIONS = {"max_steps": STEPS, "gradient_accumulation_steps": 2, "verify_saved_model": False}
+# A step takes some time: mpirun passes SIGTERM on only after a second.
+OPTIONS = {"max_steps": STEPS, "gradient_accumulation_steps": 8, "verify_saved_model": False}
 TORCHRUN = ROOT / ".venv-test/bin/torchrun"
 MPIRUN = "mpirun"
-# mpirun kills what has not ended a second after SIGTERM; a cluster's grace period is longer.
-GRACE = ["--mca", "odls_base_sigkill_timeout", "60"]
 TIE = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # a worker ends with its launcher
 
 
@@ -69,7 +69,7 @@ def start_torchrun(place, arguments, *more):
 def start_mpirun(place, arguments, *more):
     require(shutil.which(MPIRUN), "mpirun is absent: tools/setup.sh test")
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    line = [MPIRUN, *root, "--oversubscribe", *GRACE, "-n", SIZE, *more, *TIE, PROGRAM, *arguments]
+    line = [MPIRUN, *root, "--oversubscribe", "-n", SIZE, *more, *TIE, PROGRAM, *arguments]
     return Process(line, place, ranks.environment_of(place) | {"MASTER_PORT": str(ranks.PORTS.free())})
 
 
@@ -173,21 +173,25 @@ def stopped(workplace, summary, _):
                 stop(launched)
                 outcome = launched.process.finish()
                 check_stop(f"{name}, {stop.__name__}", outcome, launched.output_dir)
+                codes = re.findall(r"[Ee]xit ?code *: (\d+)", outcome.log)
+                require(stop is not to_one_worker or set(codes) == {str(PREEMPTED)}, f"{name} saw {codes}", outcome)
                 launched.again()
                 final = launched.process.finish()
                 ranks.require_same(reference(workplace), launched.output_dir, {0: final})
             summary.count(f"{name}: {stop.__name__.replace('_', ' ')}: saved and continued")
 
 
-def check_stop(what, outcome, output_dir):
-    """Both workers said that they stopped at the same step, and it is saved."""
+def check_stop(name, outcome, output_dir):
+    """The workers said that they stopped at one step with 75's words, and it is saved. What mpirun was told to stop says
+    last may not come through mpirun any more."""
     found = ranks.STOPPED.findall(outcome.log)
-    require(len(found) == SIZE and len(set(step for _, step in found)) == 1,
-            f"{what}: {len(found)} of {SIZE} workers say that they stopped with the state saved", outcome)
+    least = 1 if name.startswith("mpirun") else SIZE
+    require(least <= len(found) <= SIZE and len(set(step for _, step in found)) == 1,
+            f"{name}: {len(found)} of {SIZE} workers say that they stopped with the state saved", outcome)
     whole = harness.whole_checkpoints(output_dir)
     step = int(found[0][1])
-    require(whole and whole[-1] == step, f"{what}: stopped at step {step}, and {whole} are whole", outcome)
-    require(outcome.code not in (DONE, 71), f"{what}: the launcher ended with {named(outcome.code)}", outcome)
+    require(whole and whole[-1] == step, f"{name}: stopped at step {step}, and {whole} are whole", outcome)
+    require(outcome.code != DONE, f"{name}: the launcher ended with {named(outcome.code)}", outcome)
 
 
 def sent_twice(workplace, summary, _):

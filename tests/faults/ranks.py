@@ -215,7 +215,7 @@ def require_stopped(outcomes, output_dir):
     steps = set()
     for rank, outcome in outcomes.items():
         require(outcome.code == PREEMPTED, f"rank {rank} ended with {named(outcome.code)}, not {PREEMPTED}", outcome)
-        found = STOPPED.search(last_words(outcome))
+        found = STOPPED.search(outcome.log)
         require(found, f"rank {rank} does not say that the state is saved", outcome)
         steps.add(int(found.group(2)))
     require(len(steps) == 1, f"they stopped at the steps {steps}", outcomes[0])
