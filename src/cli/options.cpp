@@ -23,13 +23,14 @@ log::Level level_named(const std::string& name) {
 
 }  // namespace
 
-std::optional<config::Config> read_options(const Arguments& arguments, config::Command command) {
+std::optional<config::Config> read_options(const Arguments& arguments, config::Command command, bool is_quiet) {
   if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
     fmt::print("{}", config::help_text(command));
     return std::nullopt;
   }
   config::Parsed parsed = config::parse(arguments, command);
   log::set_level(level_named(parsed.config.output.log_level));
+  if (is_quiet) return std::move(parsed.config);
   for (const std::string& notice : parsed.notices) log::warning("{}", notice);
   for (const std::string& line : config::log_lines(parsed.config, command)) log::info("{}", line);
   return std::move(parsed.config);

@@ -11,7 +11,8 @@
 namespace fettle::cli {
 
 /// Parses, sets the log's level, and logs notices and the options that differ from their defaults. Nothing if --help
-/// was asked for: it has been printed. Throws Error as config::parse.
-std::optional<config::Config> read_options(const Arguments& arguments, config::Command command);
+/// was asked for: it has been printed. `is_quiet`: logs none of it, for a rank whose options rank 0 logs. Throws Error
+/// as config::parse.
+std::optional<config::Config> read_options(const Arguments& arguments, config::Command command, bool is_quiet = false);
 
 }  // namespace fettle::cli

@@ -1,20 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
 #include <exception>
 
 #include "base/error.h"
+#include "base/log.h"
+#include "base/stop_signal.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "device/device.h"
+#include "dist/launch.h"
 #include "train/fine_tune.h"
 #include "train/memory_remedies.h"
 
 namespace fettle::cli {
 
 int train(const Arguments& arguments) {
-  const auto config = read_options(arguments, config::Command::kTrain);
+  const dist::Launch launch = dist::read_launch(dist::process_environment);
+  if (launch.world_size > 1) {
+    log::set_name(fmt::format("rank {}", launch.rank));
+    ignore_repeated_stop_signals();
+  }
+  const auto config = read_options(arguments, config::Command::kTrain, launch.rank > 0);
   if (!config) return 0;
   try {
-    train::fine_tune(*config);
+    train::fine_tune(*config, launch);
   } catch (const std::exception& error) {
     if (!device::is_out_of_memory(error)) throw;
     throw Error(ExitCode::kOutOfMemory, "out of memory", train::memory_remedies(*config));

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <random>
 #include <sstream>
 #include <thread>
@@ -58,10 +59,10 @@ Member read_member(const std::string& line) {
 }
 
 /// Whether the heart of a rank beats: one value is compared with those of the next seconds.
-bool is_alive(Store& store, int64_t rank) {
-  constexpr seconds kPatience(4);
+bool is_alive(Store& store, int64_t rank, const Pulse& pulse) {
   const std::string before = store.get({beat_key(rank)})[0];
-  Wait wait(Clock::now() + kPatience, milliseconds(500));
+  if (is_last_beat(before)) return false;
+  Wait wait(Clock::now() + pulse.gone(), pulse.beat / 2);
   while (wait.again([&] { return fmt::format("a sign of life of the process that is rank {} already", rank); })) {
     if (store.get({beat_key(rank)})[0] != before) return true;
   }
@@ -87,6 +88,25 @@ std::vector<int64_t> missing_ranks(Store& store, int64_t world_size) {
   return missing;
 }
 
+/// Whether what a store's folder holds is left from an attempt that has ended. `folder` is where keys begin.
+bool is_over(Store& store, const std::string& folder, const Pulse& pulse) {
+  const auto in = [&](const std::string& key) { return folder + '/' + key; };
+  if (store.has({in(kFailure)})) return true;
+  if (!store.has({in(kWorldSize)})) return false;
+  std::vector<std::string> beats;
+  for (int64_t rank = 0; rank < std::stoll(store.get({in(kWorldSize)})[0]); ++rank) {
+    if (store.has({in(member_key(rank))})) beats.push_back(in(beat_key(rank)));
+  }
+  if (beats.empty()) return false;
+  const std::vector<std::string> before = store.get(beats);
+  if (std::ranges::all_of(before, is_last_beat)) return true;
+  Wait wait(Clock::now() + pulse.gone(), pulse.beat / 4);
+  while (wait.again([] { return "a sign of life of the ranks that the launcher's store has"; })) {
+    if (store.get(beats) != before) return false;
+  }
+  return true;
+}
+
 std::string name_ranks(const std::vector<int64_t>& ranks) {
   return fmt::format("rank{} {}", ranks.size() == 1 ? "" : "s", fmt::join(ranks, ", "));
 }
@@ -109,14 +129,28 @@ Member this_process(const Launch& launch) {
   return self;
 }
 
-void enrol(Store& store, const Launch& launch, const Member& self) {
+bool is_last_beat(const std::string& beat) {
+  return beat == kLeft || beat == kFailed;
+}
+
+std::string find_attempt(Store& store, const Launch& launch, const Pulse& pulse) {
+  constexpr const char* kAttempt = "attempt";
+  if (launch.hosts_store) return "attempt/0";
+  for (std::string number = store.exchange(kAttempt, "", "0");;) {
+    std::string folder = fmt::format("attempt/{}", number);
+    if (!is_over(store, folder, pulse)) return folder;
+    number = store.exchange(kAttempt, number, std::to_string(std::stoll(number) + 1));
+  }
+}
+
+void enrol(Store& store, const Launch& launch, const Member& self, const Pulse& pulse) {
   require_world_size(store, launch, self);
   store.exchange(beat_key(self.rank), "", "0");  // whoever finds the member may read its beat
   const std::string key = member_key(self.rank);
   std::string present = store.exchange(key, "", write_member(self));
   while (present != write_member(self)) {
     const Member other = read_member(present);
-    if (is_alive(store, self.rank)) {
+    if (is_alive(store, self.rank, pulse)) {
       refuse(store,
              Error(ExitCode::kConfig,
                    fmt::format("two processes were started as rank {}: on host {}, pid {}, and on host {}, pid {}",

@@ -74,6 +74,9 @@ std::string store_place(const Launch& launch) {
 }
 
 struct Store::Connection {
+  Connection(Handle opened, const Launch& launch, std::string named)
+      : store(c10::make_intrusive<c10d::PrefixStore>(prefix_of(launch), std::move(opened))), place(std::move(named)) {}
+
   Handle store;
   std::string place;
   milliseconds limit = kCallLimit;
@@ -97,12 +100,11 @@ Store::~Store() = default;
 
 std::unique_ptr<Store> Store::serve(const Launch& launch) {
   silence_c10d();
-  auto connection = std::make_unique<Connection>();
-  connection->place = fmt::format("the store of this rank at port {}", launch.master_port);
   const int socket = bind_port(launch.master_port);
   // By the loopback address: the name of rank 0 may not resolve yet, even for itself.
+  Worker worker;
   auto opened = std::make_shared<Handle>();
-  const auto progress = connection->worker.start(
+  const auto progress = worker.start(
       [opened, socket, port = launch.master_port] { *opened = open_store("127.0.0.1", port, socket, kCallLimit); });
   if (!progress->wait_for(2 * kCallLimit) || progress->error()) {
     throw Error(ExitCode::kUnavailable,
@@ -110,8 +112,8 @@ std::unique_ptr<Store> Store::serve(const Launch& launch) {
                             progress->error() ? reason(progress->error()) : "its own connection does not open"),
                 "choose another MASTER_PORT");
   }
-  connection->store = c10::make_intrusive<c10d::PrefixStore>(prefix_of(launch), *opened);
-  return std::unique_ptr<Store>(new Store(std::move(connection)));
+  auto place = fmt::format("the store of rank 0 at its port {}", launch.master_port);
+  return std::unique_ptr<Store>(new Store(std::make_unique<Connection>(*opened, launch, std::move(place))));
 }
 
 std::unique_ptr<Store> Store::connect(const Launch& launch, Clock::time_point deadline) {
@@ -127,10 +129,10 @@ std::unique_ptr<Store> Store::connect(const Launch& launch, Clock::time_point de
     const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now());
     cause = probe(host, launch.master_port, std::clamp(left, milliseconds(1000), kProbeLimit));
     if (!cause.empty()) continue;
-    auto connection = std::make_unique<Connection>();
+    Worker worker;
     auto opened = std::make_shared<Handle>();
     const milliseconds limit = std::clamp(left, milliseconds(1000), kGreetingLimit);
-    const auto progress = connection->worker.start(
+    const auto progress = worker.start(
         [opened, host, port = launch.master_port, limit] { *opened = open_store(host, port, std::nullopt, limit); });
     if (!progress->wait_for(limit + seconds(1))) {
       cause = "what listens there does not answer as a store does";
@@ -138,9 +140,7 @@ std::unique_ptr<Store> Store::connect(const Launch& launch, Clock::time_point de
     } else if (progress->error()) {
       cause = fmt::format("what listens there is no store: {}", reason(progress->error()));
     } else {
-      connection->place = store_place(launch);
-      connection->store = c10::make_intrusive<c10d::PrefixStore>(prefix_of(launch), *opened);
-      return std::unique_ptr<Store>(new Store(std::move(connection)));
+      return std::unique_ptr<Store>(new Store(std::make_unique<Connection>(*opened, launch, store_place(launch))));
     }
   } while (silences < kMostSilences && wait.again([&] { return fmt::format("{}: {}", store_place(launch), cause); }));
   throw Error(ExitCode::kUnavailable,
@@ -148,6 +148,10 @@ std::unique_ptr<Store> Store::connect(const Launch& launch, Clock::time_point de
                           std::chrono::ceil<seconds>(std::min(deadline, Clock::now()) - began).count(), cause),
               "see that rank 0 runs, that MASTER_ADDR and MASTER_PORT name it, and that the port is open between the "
               "machines; ddp_timeout sets the limit");
+}
+
+void Store::enter(const std::string& folder) {
+  connection_->store = c10::make_intrusive<c10d::PrefixStore>(folder, connection_->store);
 }
 
 void Store::set_limit(milliseconds limit) {

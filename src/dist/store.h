@@ -45,6 +45,8 @@ class Store {
   Store(const Store&) = delete;
   Store& operator=(const Store&) = delete;
 
+  /// From now on all keys lie below `folder`.
+  void enter(const std::string& folder);
   /// How long a call may take: 20 s if not set.
   void set_limit(std::chrono::milliseconds limit);
 

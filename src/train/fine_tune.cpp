@@ -13,13 +13,11 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "base/stop_signal.h"
 #include "base/watchdog.h"
 #include "config/describe.h"
 #include "config/value.h"
 #include "data/prompt.h"
 #include "device/device.h"
-#include "dist/launch.h"
 #include "hub/safetensors.h"
 #include "train/checkpoint.h"
 #include "train/evaluate.h"
@@ -60,6 +58,11 @@ void log_plan(int64_t steps, int64_t steps_per_epoch) {
   }
 }
 
+[[noreturn]] void fail_version(const fs::path& checkpoint) {
+  throw Error(ExitCode::kData, fmt::format("{} was written by another version", checkpoint.string()),
+              "start again with overwrite_output_dir and resume_from_checkpoint=none");
+}
+
 /// One run of `fettle train`. Members are what several of its stages need.
 class FineTuning {
  public:
@@ -84,6 +87,7 @@ class FineTuning {
   [[nodiscard]] bool is_main() const { return group_->is_main(); }
   void require_same_on_all_ranks() const;
   [[nodiscard]] StartingPoint starting_point() const;
+  [[nodiscard]] int64_t batches_per_step(const StartingPoint& start) const;
   [[nodiscard]] model::Decoder make_model(const StartingPoint& start) const;
   [[nodiscard]] Run make_run(model::Decoder& model, MetricsLog& metrics);
   [[nodiscard]] Snapshot snapshot(const Run& run) const;
@@ -123,10 +127,9 @@ model::Decoder FineTuning::make_model(const StartingPoint& start) const {
 
 Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
   const config::TrainingConfig& training = config_.training;
-  StepLoader loader(data_.train, training_order(config_), training.gradient_accumulation_steps * group_->size(),
-                    {group_->rank(), group_->size()});
+  StepLoader loader(data_.train, training_order(config_), state_.batches_per_step, {group_->rank(), group_->size()});
   const int64_t total = total_steps(training, loader.steps_per_epoch());
-  log_plan(total, loader.steps_per_epoch());
+  if (is_main()) log_plan(total, loader.steps_per_epoch());
   Run run{.options = training,
           .model = model,
           .parameters = model.trainable(),
@@ -135,6 +138,7 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
           .optimizer = AdamW(model.trainable(), training),
           .schedule = Schedule::from_config(training, peak_learning_rate(training, config_.lora), total),
           .metrics = metrics,
+          .state = state_,
           .full_training = !config_.lora.use_peft,
           .peak_flops = device::measure_matmul_peak(compute_type(training))};
   run.group = group_;
@@ -171,8 +175,7 @@ void FineTuning::resume(const fs::path& checkpoint, Run& run) {
     if (!saved.at("evaluation_before").is_null()) before_ = saved.at("evaluation_before").get<Evaluation>();
     if (!saved.at("evaluation").is_null()) run.last_evaluation = saved.at("evaluation").get<Evaluation>();
   } catch (const nlohmann::json::exception&) {
-    throw Error(ExitCode::kData, fmt::format("{} was written by another version", checkpoint.string()),
-                "start again with overwrite_output_dir and resume_from_checkpoint=none");
+    fail_version(checkpoint);
   }
   if (run.state.step > run.total_steps) {
     throw Error(
@@ -297,6 +300,23 @@ void FineTuning::require_same_on_all_ranks() const {
   group_->require_same("the training records", identity_.at("dataset").get<std::string>());
 }
 
+/// A step keeps the micro-batches that the run began with: on another number of ranks, each takes more or fewer.
+int64_t FineTuning::batches_per_step(const StartingPoint& start) const {
+  const int64_t now = config_.training.gradient_accumulation_steps * group_->size();
+  if (!start.checkpoint) return now;
+  const std::string text = is_main() ? read_checkpoint_state(*start.checkpoint).dump() : "";
+  const nlohmann::json kept =
+      nlohmann::json::parse(share_text(*group_, text)).value("/state/batches_per_step"_json_pointer, nlohmann::json());
+  if (!kept.is_number_integer() || kept.get<int64_t>() < 1) fail_version(*start.checkpoint);
+  if (kept != now) {
+    log::info(
+        "the run began with {} micro-batches a step and keeps them; {} ranks with gradient_accumulation_steps {} "
+        "would make {}",
+        kept.get<int64_t>(), group_->size(), config_.training.gradient_accumulation_steps, now);
+  }
+  return kept;
+}
+
 /// Where to begin, as rank 0 finds it.
 StartingPoint FineTuning::starting_point() const {
   nlohmann::json found;
@@ -321,6 +341,7 @@ void FineTuning::run() {
     if (is_main()) announce();
     return;
   }
+  state_.batches_per_step = batches_per_step(start);
   std::optional<SectionMark> mark(std::in_place, Section::kSetup, "loading the model");
   model::Decoder model = make_model(start);  // before output_dir is touched: it may hold the adapter to start from
   std::optional<MetricsLog> metrics;
@@ -408,12 +429,7 @@ void fine_tune_in(const std::shared_ptr<dist::Group>& group, const config::Confi
 
 }  // namespace
 
-void fine_tune(const config::Config& given) {
-  const dist::Launch launch = dist::read_launch(dist::process_environment);
-  if (launch.world_size > 1) {
-    log::set_name(fmt::format("rank {}", launch.rank));
-    ignore_repeated_stop_signals();
-  }
+void fine_tune(const config::Config& given, const dist::Launch& launch) {
   if (launch.rank > 0) log::set_level(log::Level::kWarning);  // rank 0 speaks for all
   const Watchdog watchdog(parse_section_limits(given.distributed.section_timeouts), log::name());
   std::optional<SectionMark> mark(std::in_place, Section::kSetup);

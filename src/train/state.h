@@ -13,7 +13,8 @@ namespace fettle::train {
 /// With the weights, the optimizer's and the schedule's state this is all that a checkpoint needs: resuming continues
 /// bit for bit. There is no state of a random generator: what is drawn is a function of the place in the data.
 struct TrainingState {
-  int64_t step = 0;  ///< updates done
+  int64_t step = 0;              ///< updates done
+  int64_t batches_per_step = 0;  ///< micro-batches of all ranks, as the run began: another number of ranks keeps it
   Cursor cursor;
   double epoch = 0;    ///< passes over the data done, with the fraction
   int64_t tokens = 0;  ///< trained on so far, prompts included
@@ -27,7 +28,7 @@ struct TrainingState {
 };
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Cursor, epoch, batch)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingState, step, cursor, epoch, tokens, target_tokens, loss_sum, window_loss_sum,
-                                   window_steps, seconds, gradient_norms, owes_evaluation)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingState, step, batches_per_step, cursor, epoch, tokens, target_tokens,
+                                   loss_sum, window_loss_sum, window_steps, seconds, gradient_norms, owes_evaluation)
 
 }  // namespace fettle::train

@@ -38,6 +38,7 @@ inline Result run_program(const Arguments& arguments, rlim_t largest_file = RLIM
   const TemporaryFolder folder;
   const std::string out = folder / "out";
   const std::string err = folder / "err";
+  std::fflush(nullptr);  // or the child would print the rest of a test's line too
   const pid_t child = ::fork();
   if (child == 0) {
     ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT, 0644), STDOUT_FILENO);

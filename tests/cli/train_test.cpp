@@ -210,6 +210,21 @@ TEST(Train, AnAdapterKeepsItsOwnDropoutUnlessToldOtherwise) {
   EXPECT_THAT(refused.error(), HasSubstr("lora_r"));
 }
 
+TEST(Train, TheSameSeedGivesTheSameBytesAtAnyNumberOfThreads) {
+  const TemporaryFolder folder;
+  const std::string file = folder.write("train.jsonl", some_records());
+  for (const char* threads : {"1", "2", "3"}) {
+    const Arguments more = {std::string("--num_threads=") + threads, "--lora_dropout=0.1", "--save_strategy=no"};
+    for (const char* name : {"first", "second"}) {
+      const Result result = run_program(train_arguments(folder / name / threads, file, more));
+      ASSERT_EQ(result.code, 0) << result.err;
+    }
+    EXPECT_EQ(read_file(folder / "first" / threads / "adapter_model.safetensors"),
+              read_file(folder / "second" / threads / "adapter_model.safetensors"))
+        << threads;
+  }
+}
+
 TEST(Train, ASecondProcessInTheFolderIsRefused) {
   const TemporaryFolder folder;
   const auto arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()));
