@@ -10,7 +10,6 @@
 
 import os
 import re
-import pathlib
 import shutil
 import signal
 import sys

@@ -4,6 +4,7 @@
   lossy         a tenth of all packets is lost, each way, and the others take 20 ms
   cut           the link is lost in the middle: both sides end in time and name the other, and go on when it is back
   late_name     rank 1 is there first, and the name of rank 0 does not resolve for some seconds
+  silent_name_server  nobody answers who has an address, and nobody needs to know
 """
 
 import functools
@@ -27,8 +28,7 @@ SHORT = OPTIONS | {"max_steps": 12}
 
 
 def machines(place):
-    place.mkdir(parents=True, exist_ok=True)
-    return [Node(address, place / f"hosts-{address}") for address in ADDRESSES]
+    return [Node(address, place / address) for address in ADDRESSES]
 
 
 def start_on(pair, host=ADDRESSES[0]):
@@ -104,6 +104,7 @@ def check_cut(what, outcomes, seconds, running):
 def cut(workplace, summary, _):
     """Both sides end within the bound and name the other; the same command goes on when the link is back."""
     options = OPTIONS | {"peer_timeout": PEER_TIMEOUT}
+    reference(workplace, OPTIONS["max_steps"])
     cases = [(interface_down(0), in_step), (interface_down(1), in_step), (silence, in_step), (silence, in_evaluation),
              (silence, in_setup)]
 
@@ -149,6 +150,19 @@ def late_name(workplace, summary, _):
     summary.count("runs whose name came late")
 
 
+def silent_name_server(workplace, summary, _):
+    """A name server that never answers: a run whose address is a number does not ask it."""
+    place = workplace.new("silent")
+    pair = machines(place)
+    for node in pair:
+        node.resolver.write_text("nameserver 10.77.0.99\n")
+    with Wire(pair):
+        options = SHORT | {"peer_timeout": PEER_TIMEOUT, "ddp_timeout": 8}  # one question takes ten
+        outcomes = ranks.run(command(place / "out", **options), place, start_on(pair))
+        ranks.require_same(reference(workplace, SHORT["max_steps"]), place / "out", outcomes)
+    summary.count("runs with a silent name server")
+
+
 def main():
     missing = nodes.missing_tools()
     if missing:
@@ -158,7 +172,7 @@ def main():
     if reason:
         print(f"skipped: this user may not make network namespaces with a wire between them: {reason}")
         return SKIPPED
-    return harness.main("network", [lossy, cut, late_name])
+    return harness.main("network", [lossy, cut, late_name, silent_name_server])
 
 
 if __name__ == "__main__":

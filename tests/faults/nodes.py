@@ -44,13 +44,16 @@ def missing_tools():
 
 
 class Node:
-    """A machine: a network namespace with an address, and an /etc/hosts of its own."""
+    """A machine: a network namespace with an address, and its own /etc/hosts and /etc/resolv.conf."""
 
-    def __init__(self, address, hosts):
-        """`hosts`: the file, which may be written again while programs run."""
+    def __init__(self, address, folder):
+        """`folder`: for the two files, which may be written again while programs run."""
+        folder.mkdir(parents=True)
         self.address = address
-        self.hosts = hosts
+        self.hosts = folder / "hosts"
         self.hosts.write_text("127.0.0.1 localhost\n")
+        self.resolver = folder / "resolv.conf"
+        self.resolver.write_text("nameserver 127.0.0.1\n")  # where nobody listens: the answer is no, at once
         failures = []
         thread = threading.Thread(target=self._make, args=(failures,))  # a namespace is a thread's
         thread.start()
@@ -75,9 +78,9 @@ class Node:
     @property
     def prefix(self):
         """Before a command line: it runs on this machine, as the same process."""
-        cover = 'mount --bind "$0" /etc/hosts && exec "$@"'
+        cover = 'mount --bind "$0/hosts" /etc/hosts && mount --bind "$0/resolv.conf" /etc/resolv.conf && exec "$@"'
         return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._namespace}", "unshare", "-m", "sh", "-c", cover,
-                str(self.hosts)]
+                str(self.hosts.parent)]
 
     def command(self, *line):
         done = subprocess.run([*self.prefix[:2], *line], capture_output=True, text=True, check=False)
