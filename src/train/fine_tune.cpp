@@ -298,6 +298,7 @@ std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, mod
 void FineTuning::require_same_on_all_ranks() const {
   for (const char* part : {"options", "data_options"}) group_->require_same("the options", identity_.at(part).dump());
   group_->require_same("the training records", identity_.at("dataset").get<std::string>());
+  if (group_->size() > 1) group_->require_same("the base model", weights_fingerprint(inputs_.base.open_weights()));
 }
 
 /// A step keeps the micro-batches that the run began with: on another number of ranks, each takes more or fewer.
@@ -430,7 +431,7 @@ void fine_tune_in(const std::shared_ptr<dist::Group>& group, const config::Confi
 }  // namespace
 
 void fine_tune(const config::Config& given, const dist::Launch& launch) {
-  if (launch.rank > 0) log::set_level(log::Level::kWarning);  // rank 0 speaks for all
+  if (launch.rank > 0) log::set_level(log::Level::kError);  // rank 0 warns for all
   const Watchdog watchdog(parse_section_limits(given.distributed.section_timeouts), log::name());
   std::optional<SectionMark> mark(std::in_place, Section::kSetup);
   log::info("{}", start_device(given.device, launch.local_world_size).description());

@@ -215,11 +215,13 @@ void train(Run& run) {
 
 double forward_backward(model::Decoder& model, const Step& step, const std::function<void()>& last_begins) {
   const TrainingMode mode(model);
+  const auto has_targets = [](const data::Batch& batch) { return batch.target_tokens > 0; };
   double loss = 0;
+  size_t left = static_cast<size_t>(std::ranges::count_if(step.batches, has_targets));
   for (size_t i = 0; i < step.batches.size() && stop_signal() == 0; ++i) {
     const data::Batch& batch = step.batches[i];
-    if (last_begins && i + 1 == step.batches.size()) last_begins();
-    if (batch.target_tokens == 0) continue;
+    if (!has_targets(batch)) continue;
+    if (--left == 0 && last_begins) last_begins();
     const SectionMark mark(Section::kStep, fmt::format("micro-batch {} of {}", i + 1, step.batches.size()));
     device::seed(step.seeds[i]);
     const at::Tensor share = model.loss_sum(to_tensors(batch)).div(static_cast<double>(step.target_tokens));
