@@ -5,6 +5,7 @@
   uneven        ranks with very unequal token counts, and last steps of an epoch in which some have no batch
   full_training all weights, in buckets of 1 MiB
   repeated      the same number of ranks twice: the same bytes
+  logs          rank 0 speaks for all
   other_sizes   a run that began with one number of ranks goes on with another
 
 Tolerances. A sum in another order differs by the rounding of its parts, 2^-24 = 6e-8 of each, and relative to the norm
@@ -113,6 +114,17 @@ def repeated(workplace, summary, _):
         summary.count("repeated runs with the same bytes")
 
 
+def logs(workplace, summary, _):
+    """Rank 0 alone tells of the run; what the others warn of, it warns of too."""
+    place = workplace.new("logs")
+    outcomes = ranks.run(command(place / "out", max_steps=3), place, Start(4))
+    ranks.require_done(outcomes)
+    for rank in range(1, 4):
+        require(outcomes[rank].log == "", f"rank {rank} logs", outcomes[rank])
+    require(any("rank 0: " in warning for warning in outcomes[0].warnings), "rank 0 warns of nothing", outcomes[0])
+    summary.count("ranks that were silent", 3)
+
+
 def other_sizes(workplace, summary, _):
     """The same command with more or fewer ranks continues, and keeps the micro-batches a step of its beginning."""
     for began in (1, 2):
@@ -139,4 +151,4 @@ def other_sizes(workplace, summary, _):
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main("ranks_equality", [shares, uneven, full_training, repeated, other_sizes]))
+    sys.exit(harness.main("ranks_equality", [shares, uneven, full_training, repeated, logs, other_sizes]))
