@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures Fettle against transformers + peft + trl on this machine and writes docs/benchmarks.md and .json.
 
-    python bench/bench.py [--quick]
+    python bench/bench.py [--quick] [--part reference|own]
 
 Each measurement is a process of its own, one at a time, all with the same number of torch threads; the two sides take
 turns, and the medians over all turns are reported. --quick (for continuous integration): one short turn, and the report
-goes to build/bench instead of docs.
+goes to build/bench instead of docs. --part: only the comparison with the reference, or only that of Fettle with itself
+(several processes, checkpoints); the other part's numbers stay.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 
+import own
 import report
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -133,14 +135,20 @@ def summary(theirs, ours, key):
     }
 
 
-def measure_equal(bench, turns, steps):
-    """The same tokens on both sides: rows of 512 tokens, four a step."""
+def write_equal_rows(bench, rows):
+    """Rows of 512 random tokens; returns the file."""
     file = bench.folder / "equal.jsonl"
     generator = random.Random(0)
     with open(file, "w") as lines:
-        for _ in range(ROWS * steps):
+        for _ in range(rows):
             ids = [generator.randrange(3, 49152) for _ in range(ROW_TOKENS)]
             lines.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    return file
+
+
+def measure_equal(bench, turns, steps):
+    """The same tokens on both sides: rows of 512 tokens, four a step."""
+    file = write_equal_rows(bench, ROWS * steps)
     options = {"train_file": file, "dataset_format": "tokenized", "packing": "false", "shuffle": "false"}
     options |= {"max_seq_length": ROW_TOKENS, "per_device_train_batch_size": ROWS, "max_steps": steps}
     theirs, ours, peaks = [], [], []
@@ -190,6 +198,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short turn; the report goes to build/bench")
     parser.add_argument("--turns", type=int, default=3, help="how often the two sides take turns")
+    parser.add_argument("--part", choices=["reference", "own"], help="measure only this")
     parser.add_argument("--build", type=pathlib.Path, default=REPOSITORY / "build/release", help="folder of fettle")
     arguments = parser.parse_args()
     folder = REPOSITORY / "build/bench"
@@ -197,12 +206,19 @@ def main():
     bench = Bench(arguments.build, folder)
     make_model(bench.model)
     turns, steps = (1, 3) if arguments.quick else (arguments.turns, 6)
-    results = {"machine": machine(bench), "equal": measure_equal(bench, turns, steps)}
-    results["records"] = {
-        name: measure_records(bench, path, turns, 3 if arguments.quick else 12) for name, path in DATASETS.items()
-    }
-    text = report.markdown(results)
     target = folder if arguments.quick else REPOSITORY / "docs"
+    kept = target / "benchmarks.json"
+    results = json.loads(kept.read_text()) if arguments.part and kept.exists() else {}
+    if arguments.part != "own":
+        results |= {"machine": machine(bench), "equal": measure_equal(bench, turns, steps)}
+        results["records"] = {
+            name: measure_records(bench, path, turns, 3 if arguments.quick else 12) for name, path in DATASETS.items()
+        }
+    if arguments.part != "reference":
+        write_equal_rows(bench, 60)
+        results["ranks"] = own.measure_ranks(bench, turns, 3 if arguments.quick else 8)
+        results["saving"] = own.measure_saving(bench, turns, 6 if arguments.quick else 18)
+    text = report.markdown(results)
     (target / "benchmarks.md").write_text(text)
     (target / "benchmarks.json").write_text(json.dumps(results, indent=2) + "\n")
     print(text)

@@ -43,6 +43,22 @@ def markdown(results):
         f"- **Share of the machine**: a bfloat16 matrix product at the model's shapes reaches "
         f"{equal['gemm_peak'] / 1e9:.0f} GFLOP/s here (torch, the best of five of each shape). Of that, counting 4 FLOP a weight "
         f"and token and the attention: reference {equal['reference_share']:.0%}, Fettle {equal['fettle_share']:.0%}.",
-        "",
     ]
-    return "\n".join(lines)
+    lines += own(results)
+    return "\n".join([*lines, ""])
+
+
+def own(results):
+    """Fettle against itself, where that was measured."""
+    lines = []
+    if ranks := results.get("ranks"):
+        lines.append(
+            f"- **Several processes**: one process of one thread {ranks['one']:.0f} tokens/s, {ranks['processes']} of them, each "
+            f"with the same rows a step, {ranks['several']:.0f}: {ranks['efficiency']:.0%} of {ranks['processes']} times one."
+        )
+    for name, saving in results.get("saving", {}).items():
+        lines.append(
+            f"- **A checkpoint in the background**, {name} ({saving['bytes'] / 1e6:.0f} MB): training loses "
+            f"{saving['seconds']:.2f} s, {saving['seconds'] / 60:.1%} of the time at one a minute."
+        )
+    return lines

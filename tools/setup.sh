@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing to build Fettle; quick when nothing is.
 #   tools/setup.sh            Debian packages, libtorch into .venv
-#   tools/setup.sh test       also transformers, peft and trl into .venv-test (3 GB)
+#   tools/setup.sh test       also transformers, peft and trl into .venv-test (3 GB), mpirun and ip
 #   tools/setup.sh lint       also clang-format and clang-tidy
 #   tools/setup.sh fuzz       also clang with libFuzzer
 #   tools/setup.sh model      also SmolLM2-135M-Instruct into .downloads (98 MB)
@@ -74,7 +74,7 @@ check_cargo
 install_python .venv tools/requirements.txt --no-deps
 for extra in "$@"; do
   case $extra in
-    test) install_python .venv-test tests/requirements.txt ;;
+    test) install_python .venv-test tests/requirements.txt; install_packages iproute2 openmpi-bin ;;
     lint) install_packages clang-format clang-tidy ;;
     fuzz) install_packages clang libclang-rt-14-dev ;;
     model) install_model ;;

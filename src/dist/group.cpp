@@ -107,6 +107,7 @@ bool Pending::has_ended() const {
 struct Group::Connection {
   Launch launch;
   GroupOptions options;
+  Pulse pulse;
   std::unique_ptr<Store> store;
   std::string attempt;  ///< folder of the store
   Member self;
@@ -136,10 +137,10 @@ void Group::Connection::meet() {
   store->set_limit(options.peer_timeout);
   self = this_process(launch);
   try {
-    attempt = find_attempt(*store, launch);
+    attempt = find_attempt(*store, launch, pulse);
     store->enter(attempt);
-    enrol(*store, launch, self);
-    monitor = std::make_shared<Monitor>(another_connection(deadline), self, options.peer_timeout);
+    enrol(*store, launch, self, pulse);
+    monitor = std::make_shared<Monitor>(another_connection(deadline), self, pulse);
     const std::vector<Member> members = gather_members(*store, launch, self, deadline);
     std::ranges::copy_if(members, std::back_inserter(others),
                          [this](const Member& member) { return member.rank != self.rank; });
@@ -171,7 +172,7 @@ void Group::Connection::announce(const std::string& cause) noexcept {
     store->set_limit(seconds(3));
     const std::string first = store->exchange(kFailure, "", shorten(one_line(cause), kLongest));
     if (monitor) monitor->end(first);
-    if (hosts_store() && !others.empty()) wait_for_others(*store, others, seconds(5));
+    if (hosts_store() && !others.empty()) wait_for_others(*store, others, pulse, seconds(5));
   } catch (const std::exception&) {  // no store, nobody to tell
   }
 }
@@ -193,7 +194,8 @@ std::shared_ptr<Group> Group::join(const Launch& launch, const GroupOptions& opt
   auto connection = std::make_unique<Connection>();
   connection->launch = launch;
   connection->options = options;
-  const std::shared_ptr<Group> group(new Group(std::move(connection)));
+  connection->pulse = {options.beat, options.peer_timeout};
+  std::shared_ptr<Group> group(new Group(std::move(connection)));
   group->connection_->meet();
   log::debug("{} has joined {} others", group->connection_->self.description(), group->connection_->others.size());
   return group;
@@ -252,6 +254,7 @@ void Group::require_same(const std::string& what, const std::string& value) {
   lengths.mutable_data_ptr<int64_t>()[rank()] = static_cast<int64_t>(value.size());
   all_reduce(lengths).wait();
   const auto longest = *std::max_element(lengths.const_data_ptr<int64_t>(), lengths.const_data_ptr<int64_t>() + size());
+  if (longest == 0) return;
   const at::Tensor rows = at::zeros({size(), longest}, at::kByte);  // every rank fills its own row: the sum is all rows
   const auto row = [&](int64_t of) { return reinterpret_cast<char*>(rows.mutable_data_ptr<uint8_t>()) + of * longest; };
   std::memcpy(row(rank()), value.data(), value.size());
@@ -282,7 +285,8 @@ void Group::leave() {
   if (!connection_ || connection_->has_left) return;
   connection_->has_left = true;
   connection_->monitor->end("");
-  if (connection_->hosts_store()) wait_for_others(*connection_->store, connection_->others, seconds(30));
+  if (connection_->hosts_store())
+    wait_for_others(*connection_->store, connection_->others, connection_->pulse, seconds(30));
   // On a thread that can be abandoned: Gloo's destructor waits for collectives that nobody may have waited for.
   Worker worker;
   const auto progress = worker.start([gloo = std::exchange(connection_->gloo, nullptr)]() mutable { gloo.reset(); });

@@ -24,6 +24,7 @@ class Progress;
 struct GroupOptions {
   std::chrono::seconds timeout{1800};     ///< ddp_timeout: of the rendezvous, and of one collective
   std::chrono::seconds peer_timeout{20};  ///< a rank that shows no sign of life for so long is given up
+  std::chrono::milliseconds beat{1000};   ///< how often it shows one
 };
 
 /// A collective under way. Its tensor may not be touched before wait() has returned.

@@ -59,10 +59,10 @@ Member read_member(const std::string& line) {
 }
 
 /// Whether the heart of a rank beats: one value is compared with those of the next seconds.
-bool is_alive(Store& store, int64_t rank) {
-  constexpr seconds kPatience(4);
+bool is_alive(Store& store, int64_t rank, const Pulse& pulse) {
   const std::string before = store.get({beat_key(rank)})[0];
-  Wait wait(Clock::now() + kPatience, milliseconds(500));
+  if (is_last_beat(before)) return false;
+  Wait wait(Clock::now() + pulse.gone(), pulse.beat / 2);
   while (wait.again([&] { return fmt::format("a sign of life of the process that is rank {} already", rank); })) {
     if (store.get({beat_key(rank)})[0] != before) return true;
   }
@@ -89,8 +89,7 @@ std::vector<int64_t> missing_ranks(Store& store, int64_t world_size) {
 }
 
 /// Whether what a store's folder holds is left from an attempt that has ended. `folder` is where keys begin.
-bool is_over(Store& store, const std::string& folder) {
-  constexpr seconds kPatience(4);
+bool is_over(Store& store, const std::string& folder, const Pulse& pulse) {
   const auto in = [&](const std::string& key) { return folder + '/' + key; };
   if (store.has({in(kFailure)})) return true;
   if (!store.has({in(kWorldSize)})) return false;
@@ -101,7 +100,7 @@ bool is_over(Store& store, const std::string& folder) {
   if (beats.empty()) return false;
   const std::vector<std::string> before = store.get(beats);
   if (std::ranges::all_of(before, is_last_beat)) return true;
-  Wait wait(Clock::now() + kPatience, milliseconds(250));
+  Wait wait(Clock::now() + pulse.gone(), pulse.beat / 4);
   while (wait.again([] { return "a sign of life of the ranks that the launcher's store has"; })) {
     if (store.get(beats) != before) return false;
   }
@@ -134,24 +133,24 @@ bool is_last_beat(const std::string& beat) {
   return beat == kLeft || beat == kFailed;
 }
 
-std::string find_attempt(Store& store, const Launch& launch) {
+std::string find_attempt(Store& store, const Launch& launch, const Pulse& pulse) {
   constexpr const char* kAttempt = "attempt";
   if (launch.hosts_store) return "attempt/0";
   for (std::string number = store.exchange(kAttempt, "", "0");;) {
     std::string folder = fmt::format("attempt/{}", number);
-    if (!is_over(store, folder)) return folder;
+    if (!is_over(store, folder, pulse)) return folder;
     number = store.exchange(kAttempt, number, std::to_string(std::stoll(number) + 1));
   }
 }
 
-void enrol(Store& store, const Launch& launch, const Member& self) {
+void enrol(Store& store, const Launch& launch, const Member& self, const Pulse& pulse) {
   require_world_size(store, launch, self);
   store.exchange(beat_key(self.rank), "", "0");  // whoever finds the member may read its beat
   const std::string key = member_key(self.rank);
   std::string present = store.exchange(key, "", write_member(self));
   while (present != write_member(self)) {
     const Member other = read_member(present);
-    if (is_alive(store, self.rank)) {
+    if (is_alive(store, self.rank, pulse)) {
       refuse(store,
              Error(ExitCode::kConfig,
                    fmt::format("two processes were started as rank {}: on host {}, pid {}, and on host {}, pid {}",
@@ -186,7 +185,8 @@ std::vector<Member> gather_members(Store& store, const Launch& launch, const Mem
     const std::vector<int64_t> absent = missing();
     throw Error(ExitCode::kUnavailable,
                 fmt::format("{} of {} did not come within {} s", absent.empty() ? "the list" : name_ranks(absent),
-                            launch.world_size, std::chrono::ceil<seconds>(deadline - began).count()),
+                            launch.world_size,
+                            std::chrono::ceil<seconds>(std::max(deadline - began, Clock::duration(0))).count()),
                 "see why they did not start; ddp_timeout sets the limit");
   }
   std::vector<Member> members;

@@ -2,6 +2,7 @@
 /// Who takes part in a run: every rank writes its name into the store, rank 0 closes the list, and all read it.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <string>
@@ -27,6 +28,15 @@ struct Member {
 /// This process as a member; its address is the one that leads to the launch's store.
 Member this_process(const Launch& launch);
 
+/// How often a rank shows that it lives, and when its silence means what.
+struct Pulse {
+  std::chrono::milliseconds beat{1000};
+  std::chrono::milliseconds peer_timeout{20'000};  ///< a rank that is silent for so long is given up
+
+  /// Silent for so long after its connection broke, or after a process came in its place, a rank is gone.
+  [[nodiscard]] std::chrono::milliseconds gone() const { return std::min(7 * beat / 2, peer_timeout); }
+};
+
 /// Keys of the store that several parts of the room use.
 std::string beat_key(int64_t rank);                 ///< changes every second while the rank lives
 inline constexpr const char* kFailure = "failure";  ///< one sentence: why the run fails; the first to know writes it
@@ -39,12 +49,12 @@ bool is_last_beat(const std::string& beat);
 /// launcher's outlives them, and its launcher may not count them alike on all machines (Launch::store_prefix): then the
 /// attempts are numbered here, and whoever finds the latest one over, failed or without a living member, opens the
 /// next.
-std::string find_attempt(Store& store, const Launch& launch);
+std::string find_attempt(Store& store, const Launch& launch, const Pulse& pulse);
 
 /// Registers this process. Throws Error{kConfig} if a living process has its rank or the run has another world size,
 /// {kUnavailable} if the run has begun with another process of its rank, which is gone: this one was restarted in its
 /// place, and can join only the next attempt.
-void enrol(Store& store, const Launch& launch, const Member& self);
+void enrol(Store& store, const Launch& launch, const Member& self, const Pulse& pulse);
 
 /// Waits until all ranks have registered. Returns them by rank. Throws Error{kUnavailable} with the ranks that did not
 /// come until `deadline`, or with the failure that another rank has announced.

@@ -17,11 +17,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr milliseconds kBeat = seconds(1);
-constexpr milliseconds kUrgentBeat(250);
-/// Without a beat for so long, a rank whose connection broke is gone.
-constexpr milliseconds kGone(3500);
-
 struct Peer {
   Member member;
   std::string beat;
@@ -35,12 +30,12 @@ int64_t whole_seconds(Clock::duration duration) {
 }  // namespace
 
 struct Monitor::State {
-  State(std::unique_ptr<Store> own_store, Member own_self, milliseconds timeout)
-      : store(std::move(own_store)), self(std::move(own_self)), peer_timeout(timeout) {}
+  State(std::unique_ptr<Store> own_store, Member own_self, const Pulse& own_pulse)
+      : store(std::move(own_store)), self(std::move(own_self)), pulse(own_pulse) {}
 
   const std::unique_ptr<Store> store;
   const Member self;
-  const milliseconds peer_timeout;
+  const Pulse pulse;
 
   std::mutex mutex;
   std::condition_variable changed;
@@ -70,7 +65,7 @@ std::string Monitor::State::look(bool is_urgent) {
   const std::vector<std::string> values = store->get(keys);
   const auto now = Clock::now();
   // Whoever was stopped itself must not take the others for dead.
-  const bool was_asleep = now - last_round > 3 * kBeat;
+  const bool was_asleep = now - last_round > 3 * pulse.beat;
   last_round = now;
   const Peer* oldest = nullptr;
   for (size_t i = 0; i < peers.size(); ++i) {
@@ -87,10 +82,10 @@ std::string Monitor::State::look(bool is_urgent) {
   }
   if (oldest == nullptr) return "";
   const auto silence = now - oldest->changed;
-  if (is_urgent && silence > std::min(kGone, peer_timeout)) {
+  if (is_urgent && silence > pulse.gone()) {
     return fmt::format("{} is gone (killed or crashed)", oldest->member.description());
   }
-  if (silence <= peer_timeout) return "";
+  if (silence <= pulse.peer_timeout) return "";
   return fmt::format("{} has not answered for {} s", oldest->member.description(), whole_seconds(silence));
 }
 
@@ -105,7 +100,7 @@ std::string Monitor::State::round(bool is_urgent) {
 std::string Monitor::State::lost(const StoreLost& error) {
   const std::scoped_lock lock(mutex);
   if (host.empty()) return error.what();
-  if (error.is_silent()) return fmt::format("{} has not answered for {} s", host, whole_seconds(peer_timeout));
+  if (error.is_silent()) return fmt::format("{} has not answered for {} s", host, whole_seconds(pulse.peer_timeout));
   return fmt::format("{} is gone (killed or crashed)", host);
 }
 
@@ -134,7 +129,7 @@ void Monitor::State::run() {
     changed.notify_all();
     if (is_over) break;
     if (failure.empty() && !stop)
-      changed.wait_for(lock, urgent ? kUrgentBeat : kBeat, [&] { return stop || urgent != is_urgent; });
+      changed.wait_for(lock, urgent ? pulse.beat / 4 : pulse.beat, [&] { return stop || urgent != is_urgent; });
   }
   const std::string last_beat = failure.empty() ? kLeft : kFailed;
   lock.unlock();
@@ -148,9 +143,9 @@ void Monitor::State::run() {
   changed.notify_all();
 }
 
-Monitor::Monitor(std::unique_ptr<Store> store, Member self, milliseconds peer_timeout) {
-  store->set_limit(peer_timeout);
-  state_ = std::make_shared<State>(std::move(store), std::move(self), peer_timeout);
+Monitor::Monitor(std::unique_ptr<Store> store, Member self, const Pulse& pulse) {
+  store->set_limit(pulse.peer_timeout);
+  state_ = std::make_shared<State>(std::move(store), std::move(self), pulse);
   std::thread([state = state_] { state->run(); }).detach();
 }
 
@@ -174,7 +169,7 @@ std::string Monitor::failure() const {
 }
 
 std::string Monitor::seek_cause() {
-  const milliseconds limit = std::min(state_->peer_timeout, kGone) + seconds(3);
+  const milliseconds limit = state_->pulse.gone() + seconds(3);
   std::unique_lock lock(state_->mutex);
   state_->urgent = true;
   state_->changed.notify_all();
@@ -191,9 +186,10 @@ void Monitor::end(const std::string& failure) {
   state_->changed.wait_for(lock, seconds(3), [this] { return state_->ended; });
 }
 
-void wait_for_others(Store& store, const std::vector<Member>& others, milliseconds limit) noexcept {
+void wait_for_others(Store& store, const std::vector<Member>& others, const Pulse& pulse, milliseconds limit) noexcept {
   try {
     std::vector<std::string> keys;
+    keys.reserve(others.size());
     for (const Member& other : others) keys.push_back(beat_key(other.rank));
     std::vector<std::string> before;
     auto changed = Clock::now();
@@ -202,7 +198,7 @@ void wait_for_others(Store& store, const std::vector<Member>& others, millisecon
       const std::vector<std::string> beats = store.get(keys);
       if (std::ranges::all_of(beats, is_last_beat)) return;
       if (beats != before) changed = Clock::now();
-      if (Clock::now() - changed > kGone || Clock::now() > deadline) return;
+      if (Clock::now() - changed > pulse.gone() || Clock::now() > deadline) return;
       before = beats;
     }
   } catch (const std::exception&) {  // no store, nobody to wait for

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Finds out which rank of a run is gone. A thread shows every second that this rank lives and reads the same of all
-/// others, over a connection to the store of its own. What it finds first is written into the store, so that every rank
-/// names the same cause and not the rank that ended because of it.
+/// Finds out which rank of a run is gone. A thread shows every second (Pulse::beat) that this rank lives and reads the
+/// same of all others, over a connection to the store of its own. What it finds first is written into the store, so
+/// that every rank names the same cause and not the rank that ended because of it.
 #pragma once
 
 #include <chrono>
@@ -16,9 +16,8 @@ namespace fettle::dist {
 
 class Monitor {
  public:
-  /// Starts to beat for `self`. `store` is for the monitor alone. A rank that does not beat for `peer_timeout` is given
-  /// up.
-  Monitor(std::unique_ptr<Store> store, Member self, std::chrono::milliseconds peer_timeout);
+  /// Starts to beat for `self`. `store` is for the monitor alone.
+  Monitor(std::unique_ptr<Store> store, Member self, const Pulse& pulse);
   /// Tells the thread to end and does not wait for it: it may be inside a call.
   ~Monitor();
   Monitor(const Monitor&) = delete;
@@ -45,6 +44,7 @@ class Monitor {
 
 /// Waits until no other rank needs the store any more: each has ended well, knows of the failure, or does not beat.
 /// At most `limit`. Never throws.
-void wait_for_others(Store& store, const std::vector<Member>& others, std::chrono::milliseconds limit) noexcept;
+void wait_for_others(Store& store, const std::vector<Member>& others, const Pulse& pulse,
+                     std::chrono::milliseconds limit) noexcept;
 
 }  // namespace fettle::dist

@@ -24,9 +24,9 @@
 #include "train/evaluate.h"
 #include "train/inputs.h"
 #include "train/loop.h"
-#include "train/model_card.h"
 #include "train/output_folder.h"
 #include "train/ranks.h"
+#include "train/result.h"
 #include "train/save.h"
 #include "train/shared_checkpoint.h"
 #include "train/shared_result.h"
@@ -83,6 +83,7 @@ class FineTuning {
   void evaluate_only();
 
  private:
+  void run_in_folder();
   [[nodiscard]] bool evaluates() const { return config_.training.do_eval && data_.validation.has_value(); }
   [[nodiscard]] Evaluation evaluate_on_validation(const model::Decoder& model) const {
     return evaluate_over_ranks(*group_, model, *data_.validation, evaluation_order(config_));
@@ -106,7 +107,6 @@ class FineTuning {
   void resume(const fs::path& checkpoint, Run& run);
   std::optional<Evaluation> train_from(const StartingPoint& start, model::Decoder& model, MetricsLog& metrics);
   [[nodiscard]] std::unique_ptr<Saver> make_saver(const Run& run) const;
-  void log_sharing(const Run& run) const;
   void evaluate_before(const Run& run);
   [[nodiscard]] uint64_t max_shard_bytes() const {
     return static_cast<uint64_t>(config::parse_bytes(config_.output.max_shard_size).value());
@@ -115,8 +115,6 @@ class FineTuning {
   void save_shared_result(const model::Decoder& model) const;
   [[nodiscard]] Evaluation probe(const model::Decoder& model) const;
   [[nodiscard]] model::Decoder verified(model::Decoder model) const;
-  void write_results(const std::optional<Evaluation>& after) const;
-  void announce() const;
 
   const config::Config& config_;
   ModelInputs inputs_;
@@ -127,6 +125,7 @@ class FineTuning {
   TrainingState state_;
   Shards shards_;
   std::optional<Evaluation> before_;
+  bool has_begun_ = false;  ///< output_dir holds this run
 };
 
 std::map<std::string, int64_t> FineTuning::weight_owners() const {
@@ -150,7 +149,6 @@ model::Decoder FineTuning::make_model(const StartingPoint& start) const {
     model.add_lora(config_.lora, static_cast<uint64_t>(config_.training.seed));
   }
   const bool recomputes = config_.training.gradient_checkpointing;
-  if (!recomputes && shares_weights()) log::info("zero_stage 3 needs gradient_checkpointing: it is on");
   model.set_gradient_checkpointing(recomputes || shares_weights());
   return model;
 }
@@ -242,37 +240,17 @@ std::unique_ptr<Saver> FineTuning::make_saver(const Run& run) const {
   if (!is_main() && !run.shards.share_optimizer()) return nullptr;
   double bytes = 0;
   for (const model::NamedTensor& each : run.parameters) bytes += 3.0 * static_cast<double>(each.tensor.nbytes());
-  AddFiles add_files;
-  if (config_.lora.use_peft) {
-    add_files = [adapter = adapter_config(run.model, config_.model)](const fs::path& folder) {
-      hub::write_adapter_config(folder, adapter);
-    };
-  } else {
-    add_files = [text = inputs_.base.config.dump(2) + '\n'](const fs::path& folder) {
-      write_file(folder / "config.json", text);
-    };
-  }
+  AddFiles add_files = config_.lora.use_peft ? adapter_files(run.model, config_.model) : model_files(inputs_.base);
   const int64_t keep = config_.training.save_total_limit;
+  const auto check = [folder = output_dir_] { require_in_place(folder); };
   if (run.shards.share_optimizer()) {
-    const CheckpointWriter::Options options{output_dir_, keep, bytes};
+    const CheckpointWriter::Options options{output_dir_, keep, bytes, check};
     return std::make_unique<SharedSaver>(
         group_, options, [this](const Run& state) { return shared_snapshot(state); }, std::move(add_files));
   }
   return std::make_unique<CheckpointSaver>(
-      CheckpointSaver::Options{output_dir_, keep, config_.training.async_save, bytes},
+      CheckpointSaver::Options{output_dir_, keep, config_.training.async_save, bytes, check},
       [this](const Run& state) { return snapshot(state); }, std::move(add_files));
-}
-
-void FineTuning::log_sharing(const Run& run) const {
-  const int64_t stage = config_.distributed.zero_stage;
-  if (stage == 0) return;
-  if (!run.shards.share_optimizer()) {
-    log::info("zero_stage {} has no effect: there is one process, and nothing to share out", stage);
-    return;
-  }
-  if (config_.training.async_save) {
-    log::info("async_save has no effect with zero_stage {}: the ranks stop while they save together", stage);
-  }
 }
 
 void FineTuning::evaluate_before(const Run& run) {
@@ -329,43 +307,10 @@ model::Decoder FineTuning::verified(model::Decoder model) const {
   return loaded;
 }
 
-void FineTuning::write_results(const std::optional<Evaluation>& after) const {
-  nlohmann::ordered_json results = {{"train_loss", state_.loss_sum / static_cast<double>(state_.step)},
-                                    {"train_runtime", state_.seconds},
-                                    {"train_tokens", state_.tokens},
-                                    {"train_target_tokens", state_.target_tokens},
-                                    {"train_tokens_per_second", static_cast<double>(state_.tokens) / state_.seconds},
-                                    {"epoch", state_.epoch},
-                                    {"steps", state_.step}};
-  if (before_) {
-    results["eval_loss_before"] = before_->loss;
-    results["eval_perplexity_before"] = before_->perplexity();
-  }
-  if (after) {
-    results["eval_loss"] = after->loss;
-    results["eval_perplexity"] = after->perplexity();
-    results["eval_target_tokens"] = after->target_tokens;
-    results["eval_records"] = after->records;
-  }
-  results["peak_memory_bytes"] = device::peak_memory_bytes();
-  write_file(output_dir_ / "README.md", model_card(config_, results));
-  write_file(output_dir_ / "all_results.json", results.dump(2) + '\n');
-}
-
-void FineTuning::announce() const {
-  const bool adapter = config_.lora.use_peft;
-  const std::string folder = output_dir_.string();
-  std::string model = "--model_name_or_path=" + (adapter ? config_.model.model_name_or_path : folder);
-  if (adapter) model += " --adapter_name_or_path=" + folder;
-  if (adapter && !config_.model.tokenizer_name.empty()) model += " --tokenizer_name=" + config_.model.tokenizer_name;
-  log::info("the {} is in {}", adapter ? "adapter" : "model", folder);
-  log::info("try it: fettle generate {} --prompt=\"...\"", model);
-}
-
 std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, model::Decoder& model,
                                                  MetricsLog& metrics) {
   Run run = make_run(model, metrics);
-  log_sharing(run);
+  log_sharing(config_, group_->size());
   const std::unique_ptr<Saver> saver = make_saver(run);
   run.saver = saver.get();
   if (start.checkpoint) resume(*start.checkpoint, run);
@@ -381,6 +326,7 @@ std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, mod
 void FineTuning::require_same_on_all_ranks() const {
   for (const char* part : {"options", "data_options"}) group_->require_same("the options", identity_.at(part).dump());
   group_->require_same("the training records", identity_.at("dataset").get<std::string>());
+  if (group_->size() > 1) group_->require_same("the base model", weights_fingerprint(inputs_.base.open_weights()));
 }
 
 /// A step keeps the micro-batches that the run began with: on another number of ranks, each takes more or fewer.
@@ -413,7 +359,17 @@ StartingPoint FineTuning::starting_point() const {
   return start;
 }
 
+/// A file that is missing after output_dir was there is the volume's fault, not the user's.
 void FineTuning::run() {
+  try {
+    run_in_folder();
+  } catch (const Error& error) {
+    if (error.code() == ExitCode::kNoInput && has_begun_) require_in_place(output_dir_);
+    throw;
+  }
+}
+
+void FineTuning::run_in_folder() {
   identity_ = run_identity(config_, data_.train.fingerprint());
   require_same_on_all_ranks();
   std::optional<FolderLock> lock;  // a new folder gets one when it is made
@@ -421,7 +377,7 @@ void FineTuning::run() {
   const StartingPoint start = starting_point();
   if (start.finished) {
     log::info("this run is complete already");
-    if (is_main()) announce();
+    if (is_main()) announce_result(config_);
     return;
   }
   state_.batches_per_step = batches_per_step(start);
@@ -431,6 +387,7 @@ void FineTuning::run() {
   if (is_main()) {
     if (!lock) lock.emplace(output_dir_);
     begin_run(config_, identity_, start);
+    has_begun_ = true;
     write_file(output_dir_ / "fettle_config.json", config::to_json(config_).dump(2) + '\n');
     metrics.emplace(output_dir_ / "metrics.jsonl", start.keeps_folder);
   } else {
@@ -440,9 +397,11 @@ void FineTuning::run() {
   std::optional<Evaluation> after = train_from(start, model, *metrics);
   if (shares_weights()) {
     const SectionMark saving(Section::kSave, "the result");
+    if (is_main()) require_in_place(output_dir_);
     save_shared_result(model);
   } else if (is_main()) {
     const SectionMark saving(Section::kSave, "the result");
+    require_in_place(output_dir_);
     save_result(model);
     if (config_.output.verify_saved_model) model = verified(std::move(model));
   }
@@ -453,9 +412,10 @@ void FineTuning::run() {
   if (!is_main()) return;
   if (before_) log_evaluation("before training", *before_);
   if (after) log_evaluation("after training", *after);
-  write_results(after);
+  write_results(config_, state_, before_, after);
+  require_in_place(output_dir_);
   finish_run(output_dir_, identity_);
-  announce();
+  announce_result(config_);
 }
 
 void FineTuning::evaluate_only() {
@@ -516,7 +476,7 @@ void fine_tune_in(const std::shared_ptr<dist::Group>& group, const config::Confi
 }  // namespace
 
 void fine_tune(const config::Config& given, const dist::Launch& launch) {
-  if (launch.rank > 0) log::set_level(log::Level::kWarning);  // rank 0 speaks for all
+  if (launch.rank > 0) log::set_level(log::Level::kError);  // rank 0 warns for all
   const Watchdog watchdog(parse_section_limits(given.distributed.section_timeouts), log::name());
   std::optional<SectionMark> mark(std::in_place, Section::kSetup);
   log::info("{}", start_device(given.device, launch.local_world_size).description());

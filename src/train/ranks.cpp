@@ -4,8 +4,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <c10/core/GradMode.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstring>
+
+#include "base/file.h"
 
 namespace fettle::train {
 
@@ -26,6 +31,26 @@ void share_tensors(dist::Group& group, const std::vector<model::NamedTensor>& te
   std::vector<dist::Pending> pending;
   for (const model::NamedTensor& tensor : tensors) pending.push_back(group.broadcast(tensor.tensor.detach(), 0));
   for (dist::Pending& each : pending) each.wait();
+}
+
+std::string weights_fingerprint(const hub::TensorSource& source) {
+  constexpr size_t kHashedWhole = size_t{256} << 20;
+  constexpr size_t kPage = 4096;
+  constexpr size_t kStride = 64 * kPage;
+  size_t total = 0;
+  for (const hub::TensorView& tensor : source.tensors()) total += tensor.bytes.size();
+  Sha256 hash;
+  for (const hub::TensorView& tensor : source.tensors()) {
+    hash.update(fmt::format("{} {} {}\n", tensor.name, static_cast<int>(tensor.dtype), fmt::join(tensor.shape, ",")));
+    if (total <= kHashedWhole) {
+      hash.update(tensor.bytes);
+      continue;
+    }
+    for (size_t begin = 0; begin < tensor.bytes.size(); begin += kStride) {
+      hash.update(tensor.bytes.subspan(begin, std::min(kPage, tensor.bytes.size() - begin)));
+    }
+  }
+  return hash.finish();
 }
 
 }  // namespace fettle::train

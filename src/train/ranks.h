@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dist/group.h"
+#include "hub/tensor_source.h"
 #include "model/decoder.h"
 
 namespace fettle::train {
@@ -15,5 +16,9 @@ std::string share_text(dist::Group& group, const std::string& text);
 
 /// Overwrites the tensors of every rank with rank 0's. All ranks call it, with equal shapes and types.
 void share_tensors(dist::Group& group, const std::vector<model::NamedTensor>& tensors);
+
+/// SHA-256 over names, types, shapes and contents of the tensors: of all bytes up to 256 MiB in all, of larger models a
+/// page of every 256 KiB of a tensor, which tells one model from another but not every damage.
+std::string weights_fingerprint(const hub::TensorSource& source);
 
 }  // namespace fettle::train

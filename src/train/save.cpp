@@ -35,6 +35,15 @@ hub::AdapterConfig adapter_config(const model::Decoder& model, const config::Mod
   return config;
 }
 
+AddFiles adapter_files(const model::Decoder& model, const config::ModelConfig& base) {
+  return
+      [adapter = adapter_config(model, base)](const fs::path& folder) { hub::write_adapter_config(folder, adapter); };
+}
+
+AddFiles model_files(const hub::ModelFolder& base) {
+  return [text = base.config.dump(2) + '\n'](const fs::path& folder) { write_file(folder / "config.json", text); };
+}
+
 void save_adapter(const fs::path& folder, const model::Decoder& model, const config::ModelConfig& base,
                   const text::Tokenizer& tokenizer) {
   const std::vector<model::NamedTensor> tensors = model.adapter_tensors();

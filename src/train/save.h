@@ -10,11 +10,16 @@
 #include "hub/model_folder.h"
 #include "model/decoder.h"
 #include "text/tokenizer.h"
+#include "train/checkpoint.h"
 
 namespace fettle::train {
 
 /// adapter_config.json of this model's adapter, naming its base.
 hub::AdapterConfig adapter_config(const model::Decoder& model, const config::ModelConfig& base);
+
+/// What a checkpoint holds beside its tensors and state: adapter_config.json, or the base's config.json.
+AddFiles adapter_files(const model::Decoder& model, const config::ModelConfig& base);
+AddFiles model_files(const hub::ModelFolder& base);
 
 /// adapter_model.safetensors (float32), adapter_config.json, tokenizer and template files. Each file is complete or not
 /// there; the weights come last. Throws Error{kDiverged} if a tensor is not finite, {kIo} or {kPermission}.

@@ -54,8 +54,10 @@ void CheckpointWriter::write(int64_t step, const Snapshot& snapshot) {
 void CheckpointWriter::timed(int64_t step, const std::function<std::filesystem::path()>& action) {
   const SectionMark mark(Section::kSave, fmt::format("checkpoint-{}", step));
   const Stopwatch watch;
+  if (options_.check) options_.check();
   sync_file(options_.output_dir / "metrics.jsonl");  // a checkpoint without the lines before it would leave a gap
   const std::filesystem::path folder = action();
+  if (options_.check) options_.check();
   prune_checkpoints(options_.output_dir, options_.keep);
   longest_ = std::max(longest_.load(), watch.seconds());
   log::debug("wrote {} in {:.1f} s", folder.string(), watch.seconds());
@@ -67,7 +69,8 @@ double CheckpointWriter::expected_seconds() const {
 }
 
 CheckpointSaver::CheckpointSaver(Options options, std::function<Snapshot(const Run&)> snapshot, AddFiles add_files)
-    : writer_({std::move(options.output_dir), options.keep, options.bytes}, std::move(add_files)),
+    : writer_({std::move(options.output_dir), options.keep, options.bytes, std::move(options.check)},
+              std::move(add_files)),
       is_asynchronous_(options.asynchronous),
       snapshot_(std::move(snapshot)) {}
 

@@ -10,6 +10,8 @@
 #include <string_view>
 #include <utility>
 
+#include "base/log.h"
+
 namespace fettle::train {
 namespace {
 
@@ -69,6 +71,21 @@ model::LayerSharing layer_sharing(const std::shared_ptr<dist::Group>& group, con
     return [pending] { pending->wait(); };
   };
   return sharing;
+}
+
+void log_sharing(const config::Config& config, int64_t ranks) {
+  const int64_t stage = config.distributed.zero_stage;
+  if (stage == 0) return;
+  if (ranks == 1) {
+    log::info("zero_stage {} has no effect: there is one process, and nothing to share out", stage);
+    return;
+  }
+  if (config.training.async_save) {
+    log::info("async_save has no effect with zero_stage {}: the ranks stop while they save together", stage);
+  }
+  if (stage == 3 && !config.training.gradient_checkpointing) {
+    log::info("zero_stage 3 needs gradient_checkpointing: it is on");
+  }
 }
 
 Shards::Shards(std::shared_ptr<dist::Group> group, int64_t stage, std::vector<model::NamedTensor> parameters,

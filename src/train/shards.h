@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "config/config.h"
 #include "dist/group.h"
 #include "model/decoder.h"
 #include "model/layer_sharing.h"
@@ -32,6 +33,9 @@ std::map<std::string, int64_t> tensor_owners(const model::DecoderSpec& spec, int
 /// The holders of the layers among them, and the exchange between the ranks of the group.
 model::LayerSharing layer_sharing(const std::shared_ptr<dist::Group>& group, const model::DecoderSpec& spec,
                                   const std::map<std::string, int64_t>& owners);
+
+/// Says what zero_stage changes beside memory.
+void log_sharing(const config::Config& config, int64_t ranks);
 
 class Shards {
  public:

@@ -95,7 +95,7 @@ const RankFunction kEarly("rank_1_ends_early", [](Group& group) {
 /// Rank 0 ends while the others still work alone for a while.
 const RankFunction kLate("others_end_late", [](Group& group) {
   group.barrier();
-  if (!group.is_main()) std::this_thread::sleep_for(std::chrono::seconds(6));
+  if (!group.is_main()) std::this_thread::sleep_for(std::chrono::seconds(3));
 });
 
 const RankFunction kMeet("meet", [](Group& group) {
@@ -143,7 +143,7 @@ TEST(Group, NamesTheRankThatDiffersOnAllRanks) {
 }
 
 TEST(Group, Rank0StaysUntilTheOthersHaveLeft) {
-  Ranks run({.function = "others_end_late", .world_size = 3, .peer_timeout = 3});
+  Ranks run({.function = "others_end_late", .world_size = 3, .peer_timeout = 2});
   for (const Outcome& outcome : run.end()) EXPECT_EQ(outcome.code, 0) << outcome.report << outcome.err;
 }
 
@@ -167,7 +167,7 @@ class Killed : public ::testing::TestWithParam<size_t> {};
 
 TEST_P(Killed, IsNamedByAllOthers) {
   const size_t gone = GetParam();
-  Ranks run({.function = "sum_forever", .world_size = 4});
+  Ranks run({.function = "sum_forever", .world_size = 4, .beat = GroupOptions().beat.count()});
   run.wait_for("running");
   run[gone].send(SIGKILL);
   expect_cause(run.end(), gone,
@@ -188,7 +188,7 @@ class Stopped : public ::testing::TestWithParam<size_t> {};
 
 TEST_P(Stopped, IsNamedByAllOthers) {
   const size_t gone = GetParam();
-  Ranks run({.function = "sum_forever", .world_size = 3, .peer_timeout = 3});
+  Ranks run({.function = "sum_forever", .world_size = 3, .peer_timeout = 2});
   run.wait_for("running");
   run[gone].send(SIGSTOP);
   std::vector<Outcome> outcomes;
@@ -311,14 +311,14 @@ TEST(Rendezvous, NamesTheRanksThatDoNotCome) {
 TEST(Rendezvous, EndsWithRank0) {
   for (const int signal : {SIGKILL, SIGSTOP}) {
     const uint16_t port = free_port();
-    RankProcess first({.function = "meet", .rank = 0, .world_size = 3, .port = port, .peer_timeout = 3});
-    RankProcess second({.function = "meet", .rank = 1, .world_size = 3, .port = port, .peer_timeout = 3});
+    RankProcess first({.function = "meet", .rank = 0, .world_size = 3, .port = port, .peer_timeout = 2});
+    RankProcess second({.function = "meet", .rank = 1, .world_size = 3, .port = port, .peer_timeout = 2});
     second.wait_for("waiting for rank 2 of 3");
     first.send(signal);
     const Outcome outcome = second.end();
     EXPECT_EQ(outcome.code, kUnavailable);
     EXPECT_THAT(outcome.error(), StartsWith(fmt::format("rank 0 at 127.0.0.1:{} {}", port,
-                                                        signal == SIGKILL ? "is gone" : "has not answered for 3 s")));
+                                                        signal == SIGKILL ? "is gone" : "has not answered for 2 s")));
   }
 }
 

@@ -40,6 +40,7 @@ struct RankSetup {
   std::string address = "127.0.0.1";
   bool hosts_store = true;
   int64_t timeout = 60;       ///< seconds
+  int64_t beat = 400;         ///< milliseconds
   int64_t peer_timeout = 20;  ///< seconds
 
   [[nodiscard]] Launch launch() const {
@@ -52,7 +53,7 @@ struct RankSetup {
     return launch;
   }
   [[nodiscard]] GroupOptions options() const {
-    return {std::chrono::seconds(timeout), std::chrono::seconds(peer_timeout)};
+    return {std::chrono::seconds(timeout), std::chrono::seconds(peer_timeout), std::chrono::milliseconds(beat)};
   }
 };
 
@@ -97,7 +98,7 @@ class RankEnvironment : public ::testing::Environment {
     const char* text = std::getenv("FETTLE_TEST_RANK");
     if (text == nullptr) return;
     const nlohmann::json told = nlohmann::json::parse(text);
-    const RankSetup setup{told[0], told[1], told[2], told[3], told[4], told[5], told[6], told[7]};
+    const RankSetup setup{told[0], told[1], told[2], told[3], told[4], told[5], told[6], told[7], told[8]};
     int code = 0;
     try {
       RankFunction::all().at(setup.function)(setup);
@@ -129,9 +130,10 @@ struct Outcome {
 class RankProcess {
  public:
   explicit RankProcess(const RankSetup& setup) {
-    const std::string told = nlohmann::json{setup.function, setup.rank,        setup.world_size, setup.port,
-                                            setup.address,  setup.hosts_store, setup.timeout,    setup.peer_timeout}
-                                 .dump();
+    const std::string told =
+        nlohmann::json{setup.function,    setup.rank,    setup.world_size, setup.port,        setup.address,
+                       setup.hosts_store, setup.timeout, setup.beat,       setup.peer_timeout}
+            .dump();
     const std::string err = folder_ / "err";
     const std::string report = folder_ / "report";
     process_ = ::fork();

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fettle against itself: two processes against one, and training with checkpoints against training without."""
+
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import time
+
+ROWS = 2  # of a process and step
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def tokens_per_second(output):
+    """Over all steps but the first, of all processes."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    pairs = list(zip(lines, lines[1:]))
+    seconds = sum((line["tokens"] - before["tokens"]) / line["tokens_per_second"] for before, line in pairs)
+    return (lines[-1]["tokens"] - lines[0]["tokens"]) / seconds
+
+
+def train(bench, processes, options):
+    """Runs `fettle train` in so many processes; returns (output folder, seconds from start to end)."""
+    output = bench.folder / "own"
+    shutil.rmtree(output, ignore_errors=True)
+    options = {"model_name_or_path": bench.model, "output_dir": output, "log_level": "warning", "do_eval": "false",
+               "verify_saved_model": "false", "logging_steps": 1, **options}
+    command = [str(bench.fettle), "train", *(f"--{key}={value}" for key, value in options.items())]
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    began = time.monotonic()
+    running = [
+        subprocess.Popen(command, env={**bench.environment, **group, "RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(processes)
+    ]
+    for process in running:
+        errors = process.communicate()[1]
+        if process.returncode != 0:
+            raise SystemExit(f"{' '.join(command)}\n{errors.decode()[-3000:]}\nexit {process.returncode}")
+    return output, time.monotonic() - began
+
+
+def measure_ranks(bench, turns, steps):
+    """One process of one thread against as many of them as there are cores; each takes the same rows a step."""
+    processes = len(os.sched_getaffinity(0))
+    options = {"train_file": bench.folder / "equal.jsonl", "dataset_format": "tokenized", "packing": "false",
+               "max_seq_length": 512, "per_device_train_batch_size": ROWS, "num_threads": 1, "max_steps": steps,
+               "save_strategy": "no", "lora_r": 8}
+    one, several = [], []
+    for _ in range(turns):
+        one.append(tokens_per_second(train(bench, 1, options)[0]))
+        several.append(tokens_per_second(train(bench, processes, options)[0]))
+    alone, together = statistics.median(one), statistics.median(several)
+    return {"processes": processes, "one": alone, "several": together, "efficiency": together / (processes * alone)}
+
+
+def measure_saving(bench, turns, steps):
+    """What a checkpoint costs training, for LoRA and for all weights: both runs save after the last step."""
+    results = {}
+    for name, more in {"LoRA": {"lora_r": 8}, "full fine-tuning": {"use_peft": "false"}}.items():
+        options = {"train_file": bench.folder / "equal.jsonl", "dataset_format": "tokenized", "packing": "false",
+                   "max_seq_length": 512, "per_device_train_batch_size": ROWS, "max_steps": steps, **more}
+        saves, costs = 2, []
+        for _ in range(turns):
+            rarely = train(bench, 1, {**options, "save_steps": steps})[1]
+            often = train(bench, 1, {**options, "save_steps": steps // (saves + 1)})[1]
+            costs.append((often - rarely) / saves)
+        size = sum(file.stat().st_size for file in (bench.folder / f"own/checkpoint-{steps}").iterdir())
+        results[name] = {"seconds": statistics.median(costs), "bytes": size}
+    return results
