@@ -25,6 +25,8 @@ constexpr std::string_view kLoader = "batches are read from mapped memory";
 constexpr std::string_view kQuantizeLater = "quantize the trained model with another tool";
 constexpr std::string_view kBenchmarkLater = "measure the trained model with another tool";
 constexpr std::string_view kLauncher = "start several processes with torchrun --no-python, mpirun or an Indexed Job";
+constexpr std::string_view kSharing =
+    "start several processes with torchrun --no-python, mpirun or an Indexed Job; zero_stage says what they share out";
 constexpr std::string_view kUploadLater = "upload output_dir with another tool";
 constexpr std::string_view kUseBf16 = "use bf16: true, or bf16: false for float32";
 constexpr std::string_view kFullPrecisionBase = "the base is kept in bfloat16 (bf16: true) or float32";
@@ -141,13 +143,13 @@ const std::vector<UnavailableOption>& unavailable_options() {
       {"push_to_hub", kUploadLater},
       {"hub_model_id", kUploadLater},
       {"hub_token", kUploadLater},
-      {"deepspeed", kLauncher},
-      {"fsdp", kLauncher},
-      {"fsdp_config", kLauncher},
+      {"deepspeed", kSharing},
+      {"fsdp", kSharing},
+      {"fsdp_config", kSharing},
       {"world_size", kLauncher},
       {"local_rank", kLauncher},
       {"use_mpi", kLauncher},
-      {"use_deepspeed", kLauncher},
+      {"use_deepspeed", kSharing},
       {"use_dora", "use plain LoRA or use_rslora"},
       {"bias", "biases stay frozen"},
       {"lora_bias", "biases stay frozen"},

@@ -75,6 +75,7 @@ void write_shared(dist::Group& group, const fs::path& file, std::vector<SharedTe
   sort_by_name(tensors);
   if (!group.is_main()) return send_to_main(group, tensors);
   std::vector<TensorStream::Entry> entries;
+  entries.reserve(tensors.size());
   for (const SharedTensor& tensor : tensors) entries.push_back({tensor.name, tensor.shape});
   TensorStream stream(file, entries, metadata);
   for (const SharedTensor& tensor : tensors) {

@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "base/file.h"
-#include "base/log.h"
+#include "base/stop_signal.h"
 #include "config/parse.h"
 #include "dist/ranks.h"
 #include "hub/tensor_source.h"
@@ -31,6 +31,7 @@ using Options = std::vector<std::string>;
 /// A rank that runs `fettle train` with the options in FETTLE_TEST_OPTIONS.
 inline const dist::RankFunction fine_tuning(
     "fine_tune", std::function<void(const dist::RankSetup&)>([](const dist::RankSetup& setup) {
+      handle_stop_signals();  // as main does
       std::istringstream lines(std::getenv("FETTLE_TEST_OPTIONS"));
       Options options;
       for (std::string line; std::getline(lines, line);) options.push_back(line);

@@ -52,9 +52,10 @@ struct Case {
 };
 
 /// float32: as tests/faults/ranks_equality_test.py has it. bfloat16: where a sum of gradients is rounded otherwise, a
-/// weight near the middle between two bfloat16 numbers is the other one in the next step, a difference of 2^-8 of it.
+/// weight near the middle between two bfloat16 numbers is the other one in the next step, a difference of 2^-8 of it;
+/// one such weight in sixteen is 1e-3 of their norm.
 constexpr double kFloatRounding = 1e-5;
-constexpr double kBfloatRounding = 5e-3;
+constexpr double kBfloatRounding = 1e-3;
 
 const Options kLora = {"--lora_dropout=0.1", "--lora_r=4", "--learning_rate=1e-3"};
 const Options kFull = {"--use_peft=false", "--learning_rate=1e-4"};
@@ -72,7 +73,7 @@ std::vector<Case> cases() {
   const Options exact = {"--max_grad_norm=0", "--num_train_epochs=2"};  // a + b = b + a, and no norm of rounded parts
   return {{"LoraFloat2", 2, kLora + full_precision + twice, kFloatRounding},
           {"LoraFloat4", 4, kLora + full_precision + twice_long, kFloatRounding},
-          {"LoraBfloat4", 4, kLora + half_precision + twice_long, kBfloatRounding},
+          {"LoraBfloat4", 4, kLora + half_precision + twice, kBfloatRounding},
           {"LoraBfloat2Exact", 2, kLora + half_precision + exact, 0},
           {"FullFloat2", 2, kFull + full_precision + twice, kFloatRounding},
           {"FullFloat4", 4, kFull + full_precision + twice_long, kFloatRounding},
@@ -173,7 +174,7 @@ TEST_P(ZeroStops, AtASignalWithTheStateSavedTogether) {
   const TemporaryFolder folder;
   const std::string texts = write_texts(folder.path());
   const Options options =
-      kFull + Options{"--bf16=false", "--num_train_epochs=40", fmt::format("--zero_stage={}", GetParam())};
+      kFull + Options{"--bf16=false", "--num_train_epochs=15", fmt::format("--zero_stage={}", GetParam())};
   const fs::path whole = folder.path() / "whole";
   train_ranks(2, training(texts, whole, options));
   const fs::path output = folder.path() / "stopped";
