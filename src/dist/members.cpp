@@ -185,7 +185,8 @@ std::vector<Member> gather_members(Store& store, const Launch& launch, const Mem
     const std::vector<int64_t> absent = missing();
     throw Error(ExitCode::kUnavailable,
                 fmt::format("{} of {} did not come within {} s", absent.empty() ? "the list" : name_ranks(absent),
-                            launch.world_size, std::chrono::ceil<seconds>(deadline - began).count()),
+                            launch.world_size,
+                            std::chrono::ceil<seconds>(std::max(deadline - began, Clock::duration(0))).count()),
                 "see why they did not start; ddp_timeout sets the limit");
   }
   std::vector<Member> members;

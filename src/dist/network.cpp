@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dist/network.h"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <netdb.h>
@@ -202,3 +203,14 @@ int bind_port(uint16_t port) {
 }
 
 }  // namespace fettle::dist
+
+/// c10d writes peers' addresses into its messages by getnameinfo, which asks the name server whose they are: at every
+/// connection, in the only thread of the store, for as long as the name server is silent. This definition goes before
+/// the C library's in the whole program, and never asks.
+extern "C" int getnameinfo(const sockaddr* __restrict address, socklen_t length, char* __restrict host,
+                           socklen_t host_length, char* __restrict service, socklen_t service_length, int flags) {
+  using Function = decltype(&::getnameinfo);
+  static const auto of_c_library = reinterpret_cast<Function>(::dlsym(RTLD_NEXT, "getnameinfo"));
+  const int numeric = (flags & ~NI_NAMEREQD) | NI_NUMERICHOST | NI_NUMERICSERV;
+  return of_c_library(address, length, host, host_length, service, service_length, numeric);
+}

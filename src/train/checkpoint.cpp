@@ -24,14 +24,20 @@ namespace {
 
 constexpr std::string_view kPrefix = "checkpoint-";
 constexpr std::string_view kUnfinished = ".unfinished";
+constexpr std::string_view kReplaced = ".replaced";
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kState = "trainer_state.json";
 constexpr const char* kOptimizer = "optimizer.safetensors";
 
-/// The step in "checkpoint-<step>", nothing for any other name.
+bool is_replaced(const fs::path& folder) {
+  return folder.filename().string().ends_with(kReplaced);
+}
+
+/// The step in "checkpoint-<step>" or "checkpoint-<step>.replaced", nothing for any other name.
 std::optional<int64_t> step_of(const fs::path& folder) {
-  const std::string name = folder.filename().string();
+  std::string name = folder.filename().string();
   if (!name.starts_with(kPrefix)) return std::nullopt;
+  if (is_replaced(folder)) name.resize(name.size() - kReplaced.size());
   int64_t step = 0;
   const char* end = name.data() + name.size();
   const auto [rest, failure] = std::from_chars(name.data() + kPrefix.size(), end, step);
@@ -68,8 +74,13 @@ std::string compare_with_manifest(const fs::path& folder, Compare what) {
   for (const char* name : {kOptimizer, kState}) {
     if (!files.contains(name)) return fmt::format("{} does not list {}", kManifest, name);
   }
+  for (const fs::path& file : hub::list_folder(folder)) {
+    const std::string name = file.filename().string();
+    if (name != kManifest && !name.starts_with('.') && !files.contains(name))
+      return fmt::format("{} does not list {}", kManifest, name);
+  }
   for (const auto& [name, entry] : files.items()) {
-    if (fs::path(name).filename() != name) return fmt::format("{} lists '{}'", kManifest, name);
+    if (name.empty() || fs::path(name).filename() != name) return fmt::format("{} lists '{}'", kManifest, name);
     if (!fs::is_regular_file(folder / name)) return fmt::format("{} is missing", name);
     if (entry.at("bytes") != fs::file_size(folder / name)) return fmt::format("{} has another size", name);
     if (what == Compare::kHashes && entry.at("sha256") != hash_file(folder / name))
@@ -100,15 +111,19 @@ void write_files(const fs::path& folder, const Snapshot& snapshot, const AddFile
   sync_directory(folder);
 }
 
-/// Renames `unfinished` to `folder`. One that is there is exchanged for it and then removed, so that at every moment a
-/// whole one has the name; a file system that cannot exchange (NFS) has a moment without.
-void put_in_place(const fs::path& unfinished, const fs::path& folder) {
-  if (::renameat2(AT_FDCWD, unfinished.c_str(), AT_FDCWD, folder.c_str(), RENAME_EXCHANGE) == 0) {
-    remove_folder(unfinished);
-    return;
+/// Renames `unfinished` to `folder` and returns where the one that was there is now, if one was. It is exchanged, so
+/// that at every moment a whole one has the name; on a file system that cannot exchange (NFS) it is set aside first.
+fs::path put_in_place(const fs::path& unfinished, const fs::path& folder) {
+  if (::renameat2(AT_FDCWD, unfinished.c_str(), AT_FDCWD, folder.c_str(), RENAME_EXCHANGE) == 0) return unfinished;
+  const fs::path aside = folder.string() + std::string(kReplaced);
+  if (hub::path_exists(folder)) {
+    remove_folder(aside);
+    if (::rename(folder.c_str(), aside.c_str()) != 0) throw_system_error("rename to", aside, errno);
   }
-  remove_folder(folder);
-  if (::rename(unfinished.c_str(), folder.c_str()) != 0) throw_system_error("rename to", folder, errno);
+  if (::rename(unfinished.c_str(), folder.c_str()) == 0) return aside;
+  const int failure = errno;
+  ::rename(aside.c_str(), folder.c_str());
+  throw_system_error("rename to", folder, failure);
 }
 
 }  // namespace
@@ -121,14 +136,16 @@ fs::path write_checkpoint(const fs::path& output_dir, int64_t step, const Snapsh
   const fs::path unfinished = folder.string() + std::string(kUnfinished);
   remove_folder(unfinished);
   make_directories(unfinished);
+  fs::path old;
   try {
     write_files(unfinished, snapshot, add_files);
-    put_in_place(unfinished, folder);
+    old = put_in_place(unfinished, folder);
   } catch (...) {
     remove_folder(unfinished);
     throw;
   }
   sync_directory(output_dir);
+  remove_folder(old);
   return folder;
 }
 
@@ -155,7 +172,9 @@ std::vector<fs::path> list_checkpoints(const fs::path& output_dir) {
   if (!hub::path_exists(output_dir)) return {};
   for (const fs::path& entry : hub::list_folder(output_dir)) {
     const auto step = step_of(entry);
-    if (step && hub::is_folder(entry)) by_step[*step] = entry;
+    if (!step || !hub::is_folder(entry)) continue;
+    const auto [place, is_new] = by_step.try_emplace(*step, entry);
+    if (!is_new && is_replaced(place->second)) place->second = entry;
   }
   std::vector<fs::path> folders;
   for (const auto& [step, folder] : by_step) folders.push_back(folder);
@@ -173,7 +192,9 @@ void remove_checkpoints_after(const fs::path& output_dir, int64_t step) {
 void prune_checkpoints(const fs::path& output_dir, int64_t keep) {
   for (const fs::directory_entry& entry : fs::directory_iterator(output_dir)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(kPrefix) && name.ends_with(kUnfinished)) remove_folder(entry.path());
+    const bool is_left = name.ends_with(kUnfinished) ||
+                         (is_replaced(name) && hub::path_exists(entry.path().parent_path() / entry.path().stem()));
+    if (name.starts_with(kPrefix) && is_left) remove_folder(entry.path());
   }
   if (keep <= 0) return;
   std::vector<fs::path> folders = list_checkpoints(output_dir);

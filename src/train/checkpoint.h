@@ -2,7 +2,9 @@
 /// Checkpoints: output_dir/checkpoint-<step>/, complete or not there at all.
 ///
 /// A folder is written under a temporary name, every file fsynced, the manifest (sizes and SHA-256 of all other files)
-/// last, then renamed. So a folder with that name is whole unless the disk failed, and the manifest tells.
+/// last, then renamed. So a folder with that name is whole unless the disk failed, and the manifest tells. One that is
+/// written again keeps its old content as checkpoint-<step>.replaced until the new one is on the disk; it counts as
+/// long as there is no other of its step.
 ///   adapter_model.safetensors  or, for full fine-tuning, model.safetensors: the float32 masters
 ///   optimizer.safetensors      means, squared means and step of every parameter
 ///   trainer_state.json         position in the data, counts, schedule, and what the run is

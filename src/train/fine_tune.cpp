@@ -80,6 +80,7 @@ class FineTuning {
   void evaluate_only();
 
  private:
+  void run_in_folder();
   [[nodiscard]] bool evaluates() const { return config_.training.do_eval && data_.validation.has_value(); }
   [[nodiscard]] Evaluation evaluate_on_validation(const model::Decoder& model) const {
     return evaluate_over_ranks(*group_, model, *data_.validation, evaluation_order(config_));
@@ -109,6 +110,7 @@ class FineTuning {
   nlohmann::json identity_;
   TrainingState state_;
   std::optional<Evaluation> before_;
+  bool has_begun_ = false;  ///< output_dir holds this run
 };
 
 model::Decoder FineTuning::make_model(const StartingPoint& start) const {
@@ -202,7 +204,8 @@ CheckpointSaver FineTuning::make_saver(const Run& run) const {
       write_file(folder / "config.json", text);
     };
   }
-  return {{output_dir_, config_.training.save_total_limit, config_.training.async_save, bytes},
+  return {{output_dir_, config_.training.save_total_limit, config_.training.async_save, bytes,
+           [folder = output_dir_] { require_in_place(folder); }},
           [this](const Run& state) { return snapshot(state); },
           std::move(add_files)};
 }
@@ -331,7 +334,17 @@ StartingPoint FineTuning::starting_point() const {
   return start;
 }
 
+/// A file that is missing after output_dir was there is the volume's fault, not the user's.
 void FineTuning::run() {
+  try {
+    run_in_folder();
+  } catch (const Error& error) {
+    if (error.code() == ExitCode::kNoInput && has_begun_) require_in_place(output_dir_);
+    throw;
+  }
+}
+
+void FineTuning::run_in_folder() {
   identity_ = run_identity(config_, data_.train.fingerprint());
   require_same_on_all_ranks();
   std::optional<FolderLock> lock;  // a new folder gets one when it is made
@@ -349,6 +362,7 @@ void FineTuning::run() {
   if (is_main()) {
     if (!lock) lock.emplace(output_dir_);
     begin_run(config_, identity_, start);
+    has_begun_ = true;
     write_file(output_dir_ / "fettle_config.json", config::to_json(config_).dump(2) + '\n');
     metrics.emplace(output_dir_ / "metrics.jsonl", start.keeps_folder);
   } else {
@@ -358,6 +372,7 @@ void FineTuning::run() {
   std::optional<Evaluation> after = train_from(start, model, *metrics);
   if (is_main()) {
     const SectionMark saving(Section::kSave, "the result");
+    require_in_place(output_dir_);
     save_result(model);
     if (config_.output.verify_saved_model) model = verified(std::move(model));
   }
@@ -369,6 +384,7 @@ void FineTuning::run() {
   if (before_) log_evaluation("before training", *before_);
   if (after) log_evaluation("after training", *after);
   write_results(after);
+  require_in_place(output_dir_);
   finish_run(output_dir_, identity_);
   announce();
 }

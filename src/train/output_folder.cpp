@@ -189,6 +189,12 @@ void write_run_file(const fs::path& output_dir, const nlohmann::json& identity, 
              nlohmann::ordered_json{{"finished", finished}, {"identity", identity}}.dump(2) + '\n');
 }
 
+/// Whether a whole checkpoint in the folder is of this run: then it is this run's folder, though run.json is damaged.
+bool holds_own_checkpoint(const fs::path& folder, const nlohmann::json& identity) {
+  return std::ranges::any_of(list_checkpoints(folder),
+                             [&identity](const fs::path& each) { return why_unusable(each, identity).empty(); });
+}
+
 }  // namespace
 
 nlohmann::json run_identity(const config::Config& config, const std::string& dataset_fingerprint) {
@@ -228,13 +234,17 @@ StartingPoint find_starting_point(const config::Config& config, const nlohmann::
   }
   if (is_empty_folder(folder)) return start;
   const nlohmann::json run = read_run_file(folder);
-  const bool same = is_same_run(run, identity);
+  bool same = is_same_run(run, identity);
+  if (!same && resume == "auto" && holds_own_checkpoint(folder, identity)) {
+    log::warning("{} is damaged; the checkpoints beside it are this run's", (folder / kRunFile).string());
+    same = true;
+  }
   if (same && start.checkpoint) {
     start.keeps_folder = true;
     return start;
   }
   if (same && resume == "auto") {
-    const bool finished = run.value("finished", nlohmann::json()) == true;
+    const bool finished = run.is_object() && run.value("finished", nlohmann::json()) == true;
     if (finished && options.overwrite_output_dir) return {};
     if (finished && has_result(folder, config.lora.use_peft)) return {.finished = true};
     if (finished) log::warning("the run in {} is complete, but its result is gone: it continues", folder.string());
@@ -279,6 +289,14 @@ FolderLock::FolderLock(const fs::path& folder) {
   if (lock_->try_lock()) return;
   throw Error(ExitCode::kUnavailable, fmt::format("another process is training in output_dir {}", folder.string()),
               "wait until it ends, or give this run its own output_dir");
+}
+
+void require_in_place(const fs::path& output_dir) {
+  if (holds_run(output_dir)) return;
+  throw Error(ExitCode::kIo,
+              fmt::format("output_dir {} no longer holds this run: its volume was unmounted, or the folder was removed",
+                          output_dir.string()),
+              "mount it again and run the same command");
 }
 
 bool holds_run(const fs::path& folder) {

@@ -56,6 +56,10 @@ class FolderLock {
   std::optional<FileLock> lock_;
 };
 
+/// Throws Error{kIo} if output_dir no longer holds the run that began there: its volume was unmounted, or the folder
+/// was removed. What lies beneath a mount point would take a checkpoint without complaint.
+void require_in_place(const std::filesystem::path& output_dir);
+
 /// Whether the folder holds a run already, so that looking for a starting point needs its lock.
 bool holds_run(const std::filesystem::path& folder);
 

@@ -71,8 +71,10 @@ void CheckpointSaver::save(const Run& run) {
 void CheckpointSaver::write(int64_t step, const Snapshot& snapshot) {
   const SectionMark mark(Section::kSave, fmt::format("checkpoint-{}", step));
   const Stopwatch watch;
+  if (options_.check) options_.check();
   sync_file(options_.output_dir / "metrics.jsonl");  // a checkpoint without the lines before it would leave a gap
   const std::filesystem::path folder = write_checkpoint(options_.output_dir, step, snapshot, add_files_);
+  if (options_.check) options_.check();
   prune_checkpoints(options_.output_dir, options_.keep);
   longest_ = std::max(longest_.load(), watch.seconds());
   log::debug("wrote {} in {:.1f} s", folder.string(), watch.seconds());
