@@ -151,6 +151,7 @@ struct DistributedConfig {
   double ddp_timeout = 1800;       ///< seconds until all have come together, and for one exchange between them
   double peer_timeout = 20;        ///< seconds without a sign of life after which a process counts as lost
   int64_t ddp_bucket_cap_mb = 25;  ///< MiB of gradients that are exchanged at once
+  int64_t zero_stage = 0;          ///< what the processes share out: 1 optimizer state, 2 gradients too, 3 weights too
   std::vector<std::string> section_timeouts;  ///< "section=seconds", for the watchdog
 };
 

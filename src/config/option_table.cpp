@@ -231,6 +231,12 @@ std::vector<Option> distributed_options() {
        .help = "MiB of gradients that are exchanged at once, while the backward goes on.",
        .commands = kTrain,
        .range = between(1, 65536)},
+      {.name = "zero_stage",
+       .slot = slot<&DistributedConfig::zero_stage>,
+       .help = "What the processes share out instead of each holding all: 1: the optimizer's state; 2: gradients too; "
+               "3: the layers' weights too. Less memory, the same result; a run may resume at another stage.",
+       .commands = kTrain,
+       .range = between(0, 3)},
       {.name = "section_timeouts",
        .slot = slot<&DistributedConfig::section_timeouts>,
        .help = "Seconds that a part of the run may take before the program stops with a stack trace, for instance "

@@ -14,17 +14,24 @@
 namespace fettle::dist {
 namespace {
 
+constexpr int64_t kAllRanks = -1;
+/// Buckets of other owners on their way at once. A network slower than the backward would gather all of them.
+constexpr size_t kMostInFlight = 4;
+
 struct Bucket {
-  at::Tensor flat;  ///< float32 [n]
+  int64_t owner = kAllRanks;
+  int64_t elements = 0;
   int64_t parameters = 0;
-  int64_t missing = 0;  ///< gradients that the last backward has not accumulated yet
-  Pending sum;
+  bool is_kept = true;   ///< by this rank: it owns it, or all do
+  at::Tensor flat = {};  ///< float32 [elements]; of a bucket that is not kept only from the first gradient on
+  int64_t missing = 0;   ///< gradients that the last backward has not accumulated yet
+  Pending sum = {};
 };
 
 struct Slot {
   at::Tensor parameter;
-  at::Tensor gradient;  ///< view of the bucket
-  size_t bucket;
+  size_t bucket = 0;
+  int64_t offset = 0;           ///< elements before it in the bucket
   bool is_accumulated = false;  ///< in the last backward
 };
 
@@ -36,10 +43,18 @@ struct GradientBuckets::State {
   std::vector<Bucket> buckets;
   std::mutex mutex;  // a backward may run on several threads
   size_t sent = 0;   ///< buckets on their way
+  size_t freed = 0;  ///< of those, whose memory is given back if they are not kept
+  bool has_owners = false;
   bool is_last = false;
 
+  [[nodiscard]] at::Tensor view(const Slot& slot) const;
   void accumulated(Slot& slot);
+  void take(Slot& slot);
+  void send(Bucket& bucket);
   void send_ready();
+  void free_arrived(size_t most_in_flight);
+  void send_rest();
+  void expect_all();
   void require_view(const Slot& slot) const;
 };
 
@@ -54,23 +69,31 @@ class Hook : public torch::autograd::PostAccumulateGradHook {
   std::function<void()> call_;
 };
 
-/// Fills buckets from the last parameter on. Returns the elements of each.
-std::vector<int64_t> assign_buckets(std::vector<Slot>& slots, int64_t bucket_bytes) {
-  std::vector<int64_t> sizes;
-  for (Slot& slot : slots) {
-    const int64_t elements = slot.parameter.numel();
-    const bool fits = !sizes.empty() && (sizes.back() + elements) * static_cast<int64_t>(sizeof(float)) <= bucket_bytes;
-    if (!fits) sizes.push_back(0);
-    slot.bucket = sizes.size() - 1;
-    sizes.back() += elements;
+/// Puts slots into buckets, from the last parameter on. A bucket has one owner.
+std::vector<Bucket> assign_buckets(std::vector<Slot>& slots, const std::vector<int64_t>& owners, int64_t bucket_bytes) {
+  std::vector<Bucket> buckets;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const int64_t elements = slots[i].parameter.numel();
+    const int64_t owner = owners.empty() ? kAllRanks : owners[slots.size() - 1 - i];
+    const bool fits = !buckets.empty() && buckets.back().owner == owner &&
+                      (buckets.back().elements + elements) * static_cast<int64_t>(sizeof(float)) <= bucket_bytes;
+    if (!fits) buckets.push_back({.owner = owner});
+    slots[i].bucket = buckets.size() - 1;
+    slots[i].offset = buckets.back().elements;
+    buckets.back().elements += elements;
+    ++buckets.back().parameters;
   }
-  return sizes;
+  return buckets;
 }
 
 }  // namespace
 
+at::Tensor GradientBuckets::State::view(const Slot& slot) const {
+  return buckets[slot.bucket].flat.narrow(0, slot.offset, slot.parameter.numel()).view(slot.parameter.sizes());
+}
+
 void GradientBuckets::State::require_view(const Slot& slot) const {
-  TORCH_CHECK(slot.parameter.grad().defined() && slot.parameter.grad().is_alias_of(slot.gradient),
+  TORCH_CHECK(slot.parameter.grad().defined() && slot.parameter.grad().is_alias_of(buckets[slot.bucket].flat),
               "GradientBuckets: a gradient was replaced between begin and finish");
 }
 
@@ -79,37 +102,87 @@ void GradientBuckets::State::accumulated(Slot& slot) {
   if (!is_last) return;
   // With a parameter in two blocks that are recomputed in the backward, one backward accumulates twice.
   TORCH_CHECK(slot.bucket >= sent, "GradientBuckets: a gradient changed after it was sent");
-  require_view(slot);
+  if (buckets[slot.bucket].is_kept) {
+    require_view(slot);
+  } else {
+    take(slot);
+  }
   if (std::exchange(slot.is_accumulated, true)) return;
   --buckets[slot.bucket].missing;
   send_ready();
 }
 
+/// Moves a gradient that is not kept from its parameter to its bucket. One that has a bucket of its own is not copied.
+void GradientBuckets::State::take(Slot& slot) {
+  const c10::NoGradGuard no_gradients;
+  Bucket& bucket = buckets[slot.bucket];
+  at::Tensor gradient = std::exchange(slot.parameter.mutable_grad(), at::Tensor());
+  if (bucket.parameters == 1 && !bucket.flat.defined()) {
+    bucket.flat = gradient.contiguous().view({bucket.elements});
+    return;
+  }
+  if (!bucket.flat.defined()) bucket.flat = at::zeros({bucket.elements}, at::kFloat);
+  view(slot).add_(gradient);
+}
+
+void GradientBuckets::State::send(Bucket& bucket) {
+  if (bucket.owner == kAllRanks) {
+    bucket.sum = group->all_reduce(bucket.flat);
+    return;
+  }
+  if (!bucket.flat.defined()) bucket.flat = at::zeros({bucket.elements}, at::kFloat);
+  bucket.sum = group->reduce(bucket.flat, bucket.owner);
+}
+
 void GradientBuckets::State::send_ready() {
   for (; sent < buckets.size() && buckets[sent].missing == 0; ++sent) {
-    buckets[sent].sum = group->all_reduce(buckets[sent].flat);
+    if (has_owners) free_arrived(kMostInFlight - 1);
+    send(buckets[sent]);
   }
 }
 
-GradientBuckets::GradientBuckets(std::shared_ptr<Group> group, std::vector<at::Tensor> parameters, int64_t bucket_bytes)
+void GradientBuckets::State::free_arrived(size_t most_in_flight) {
+  for (; freed < sent && (sent - freed > most_in_flight || buckets[freed].sum.has_ended()); ++freed) {
+    buckets[freed].sum.wait();
+    if (!buckets[freed].is_kept) buckets[freed].flat.reset();
+  }
+}
+
+void GradientBuckets::State::send_rest() {
+  for (const Slot& slot : slots) {
+    if (buckets[slot.bucket].is_kept) require_view(slot);
+  }
+  for (Bucket& bucket : buckets) bucket.missing = 0;
+  send_ready();
+  is_last = false;
+  free_arrived(0);
+}
+
+void GradientBuckets::State::expect_all() {
+  sent = freed = 0;
+  for (Bucket& bucket : buckets) bucket.missing = bucket.parameters;
+  for (Slot& slot : slots) slot.is_accumulated = false;
+}
+
+GradientBuckets::GradientBuckets(std::shared_ptr<Group> group, std::vector<at::Tensor> parameters, int64_t bucket_bytes,
+                                 const std::vector<int64_t>& owners)
     : state_(std::make_shared<State>()) {
+  TORCH_CHECK(owners.empty() || owners.size() == parameters.size(), "GradientBuckets: an owner for each parameter");
   state_->group = std::move(group);
+  state_->has_owners = !owners.empty();
   for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter) {
     TORCH_CHECK(parameter->scalar_type() == at::kFloat && parameter->is_contiguous() && parameter->is_leaf(),
                 "GradientBuckets: parameters are contiguous float32 leaves");
-    state_->slots.push_back({*parameter, {}, 0});
+    state_->slots.push_back({.parameter = *parameter});
   }
   if (state_->group->size() == 1) return;
   const c10::NoGradGuard no_gradients;
-  for (const int64_t elements : assign_buckets(state_->slots, bucket_bytes)) {
-    state_->buckets.push_back({at::zeros({elements}, at::kFloat), 0, 0, {}});
+  state_->buckets = assign_buckets(state_->slots, owners, bucket_bytes);
+  for (Bucket& bucket : state_->buckets) {
+    bucket.is_kept = bucket.owner == kAllRanks || bucket.owner == state_->group->rank();
+    if (bucket.is_kept) bucket.flat = at::zeros({bucket.elements}, at::kFloat);
   }
-  std::vector<int64_t> filled(state_->buckets.size(), 0);
   for (Slot& slot : state_->slots) {
-    Bucket& bucket = state_->buckets[slot.bucket];
-    slot.gradient = bucket.flat.narrow(0, filled[slot.bucket], slot.parameter.numel()).view(slot.parameter.sizes());
-    filled[slot.bucket] += slot.parameter.numel();
-    ++bucket.parameters;
     // A weak pointer: the parameter owns the hook, and the state the parameter.
     auto hook = [weak = std::weak_ptr(state_), &slot] {
       if (const auto state = weak.lock()) state->accumulated(slot);
@@ -126,28 +199,37 @@ GradientBuckets::~GradientBuckets() {
 void GradientBuckets::begin() {
   const c10::NoGradGuard no_gradients;
   state_->is_last = false;
-  state_->sent = 0;
+  state_->expect_all();
   for (Bucket& bucket : state_->buckets) {
-    bucket.flat.zero_();
-    bucket.missing = bucket.parameters;
+    if (bucket.is_kept) bucket.flat.zero_();
   }
   for (Slot& slot : state_->slots) {
-    slot.parameter.mutable_grad() = slot.gradient;  // undefined in a group of one: the backward then makes them
-    slot.is_accumulated = false;
+    // Undefined where nothing is kept, and in a group of one: the backward then makes it.
+    const bool is_kept = !state_->buckets.empty() && state_->buckets[slot.bucket].is_kept;
+    slot.parameter.mutable_grad() = is_kept ? state_->view(slot) : at::Tensor();
   }
 }
 
-void GradientBuckets::last_backward() {
-  state_->is_last = true;
+void GradientBuckets::begin_batch(bool is_last) {
+  state_->is_last = is_last || state_->has_owners;
+}
+
+void GradientBuckets::end_batch() {
+  if (!state_->has_owners || state_->buckets.empty()) return;
+  state_->send_rest();
+  state_->expect_all();
 }
 
 void GradientBuckets::finish() {
-  if (state_->buckets.empty()) return;
-  for (const Slot& slot : state_->slots) state_->require_view(slot);
-  for (Bucket& bucket : state_->buckets) bucket.missing = 0;
-  state_->send_ready();
-  state_->is_last = false;
-  for (Bucket& bucket : state_->buckets) bucket.sum.wait();
+  if (!state_->has_owners && !state_->buckets.empty()) state_->send_rest();
+}
+
+int64_t GradientBuckets::bytes() const {
+  int64_t sum = 0;
+  for (const Bucket& bucket : state_->buckets) {
+    if (bucket.flat.defined()) sum += static_cast<int64_t>(bucket.flat.nbytes());
+  }
+  return sum;
 }
 
 }  // namespace fettle::dist

@@ -17,24 +17,37 @@ namespace fettle::dist {
 /// below. After torch's DistributedDataParallel (torch/csrc/distributed/c10d/reducer.cpp), with its order: the backward
 /// meets the last parameters first, and every rank sends the buckets in the order of their index, whatever order they
 /// are ready in. For a group of one process this only clears the gradients.
+///
+/// With owners the sum of a bucket arrives at the rank that owns its parameters alone, after every backward, and no
+/// other rank keeps the gradient: a rank holds the gradients of what it owns and a few buckets on their way (ZeRO's
+/// stage 2). All ranks then call begin_batch and end_batch equally often.
 class GradientBuckets {
  public:
   /// `parameters`: contiguous float32 leaves in the order of the computation, the same on all ranks. `bucket_bytes`:
-  /// what a bucket holds at most, unless one parameter alone is larger (torch: 25 MiB).
+  /// what a bucket holds at most, unless one parameter alone is larger (torch: 25 MiB). `owners`: a rank for each
+  /// parameter; empty: every rank gets all sums.
   /// Takes the post-accumulate hook of each parameter, which is one.
-  GradientBuckets(std::shared_ptr<Group> group, std::vector<at::Tensor> parameters, int64_t bucket_bytes);
+  GradientBuckets(std::shared_ptr<Group> group, std::vector<at::Tensor> parameters, int64_t bucket_bytes,
+                  const std::vector<int64_t>& owners = {});
   /// Takes the hooks away. The gradients stay what they are.
   ~GradientBuckets();
   GradientBuckets(const GradientBuckets&) = delete;
   GradientBuckets& operator=(const GradientBuckets&) = delete;
 
-  /// Before the first backward of a step: every gradient is zero, in its bucket.
+  /// Before the first backward of a step: every gradient that this rank keeps is zero, in its bucket.
   void begin();
-  /// The next backward is the step's last one. Left out by a rank that has no batch.
-  void last_backward();
-  /// After it: sends what was not sent, because a parameter took no part or the rank had no batch, and waits. Every
-  /// .grad is then the sum over the ranks. Throws what Pending::wait throws.
+  /// Before a backward. `is_last`: of the step; left out by a rank that has no batch.
+  void begin_batch(bool is_last);
+  /// After it, or in its place on a rank that has no batch. With owners: sends what was not sent and waits. Throws what
+  /// Pending::wait throws.
+  void end_batch();
+  /// After the last: sends what was not sent, because a parameter took no part or the rank had no batch, and waits.
+  /// Every .grad that is kept is then the sum over the ranks, the others are undefined. Throws what Pending::wait
+  /// throws.
   void finish();
+
+  /// Of the gradients that this rank holds now.
+  [[nodiscard]] int64_t bytes() const;
 
  private:
   struct State;

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "base/log.h"
-#include "base/watchdog.h"
 #include "base/utf8.h"
+#include "base/watchdog.h"
 #include "dist/gloo.h"
 #include "dist/members.h"
 #include "dist/monitor.h"
@@ -98,6 +98,10 @@ void Pending::wait() {
   const auto operation = std::exchange(operation_, nullptr);
   const SectionMark mark(Section::kCollective, operation->name);
   await(*operation->progress, *operation->monitor, operation->name, operation->limit);
+}
+
+bool Pending::has_ended() const {
+  return !operation_ || operation_->progress->wait_for(milliseconds(0));
 }
 
 struct Group::Connection {

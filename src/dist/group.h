@@ -34,6 +34,8 @@ class Pending {
   /// Returns when the collective is done on this rank. Throws Error{kUnavailable} that names the rank that is gone or
   /// does not answer, repeats the failure that a rank has announced, or says that the time limit has passed.
   void wait();
+  /// Whether wait() would return, or throw, at once.
+  [[nodiscard]] bool has_ended() const;
 
  private:
   friend class Group;

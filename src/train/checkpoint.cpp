@@ -27,7 +27,6 @@ constexpr std::string_view kUnfinished = ".unfinished";
 constexpr std::string_view kReplaced = ".replaced";
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kState = "trainer_state.json";
-constexpr const char* kOptimizer = "optimizer.safetensors";
 
 bool is_replaced(const fs::path& folder) {
   return folder.filename().string().ends_with(kReplaced);
@@ -71,7 +70,7 @@ enum class Compare { kSizes, kHashes };
 std::string compare_with_manifest(const fs::path& folder, Compare what) {
   if (!fs::is_regular_file(folder / kManifest)) return fmt::format("{} is missing", kManifest);
   const nlohmann::json files = nlohmann::json::parse(read_file(folder / kManifest)).at("files");
-  for (const char* name : {kOptimizer, kState}) {
+  for (const char* name : {kOptimizerFile, kState}) {
     if (!files.contains(name)) return fmt::format("{} does not list {}", kManifest, name);
   }
   for (const fs::path& file : hub::list_folder(folder)) {
@@ -102,10 +101,10 @@ std::string why_broken(const fs::path& folder, Compare what) {
   }
 }
 
-void write_files(const fs::path& folder, const Snapshot& snapshot, const AddFiles& add_files) {
-  hub::write_safetensors(folder / snapshot.weights_file, TensorViews(snapshot.weights).views(), {{"format", "pt"}});
-  hub::write_safetensors(folder / kOptimizer, TensorViews(snapshot.optimizer).views(), {});
-  write_file(folder / kState, snapshot.state.dump(2) + '\n');
+void write_files(const fs::path& folder, const nlohmann::json& state, const AddFiles& write_tensors,
+                 const AddFiles& add_files) {
+  write_tensors(folder);
+  write_file(folder / kState, state.dump(2) + '\n');
   if (add_files) add_files(folder);
   write_manifest(folder);
   sync_directory(folder);
@@ -132,13 +131,22 @@ fs::path write_checkpoint(const fs::path& output_dir, int64_t step, const Snapsh
                           const AddFiles& add_files) {
   require_finite(snapshot.weights);
   require_finite(snapshot.optimizer);
+  const auto write_tensors = [&snapshot](const fs::path& folder) {
+    hub::write_safetensors(folder / snapshot.weights_file, TensorViews(snapshot.weights).views(), {{"format", "pt"}});
+    hub::write_safetensors(folder / kOptimizerFile, TensorViews(snapshot.optimizer).views(), {});
+  };
+  return write_checkpoint(output_dir, step, snapshot.state, write_tensors, add_files);
+}
+
+fs::path write_checkpoint(const fs::path& output_dir, int64_t step, const nlohmann::json& state,
+                          const AddFiles& write_tensors, const AddFiles& add_files) {
   const fs::path folder = output_dir / fmt::format("{}{}", kPrefix, step);
   const fs::path unfinished = folder.string() + std::string(kUnfinished);
   remove_folder(unfinished);
   make_directories(unfinished);
   fs::path old;
   try {
-    write_files(unfinished, snapshot, add_files);
+    write_files(unfinished, state, write_tensors, add_files);
     old = put_in_place(unfinished, folder);
   } catch (...) {
     remove_folder(unfinished);
@@ -151,7 +159,7 @@ fs::path write_checkpoint(const fs::path& output_dir, int64_t step, const Snapsh
 
 void restore_checkpoint(const fs::path& folder, const Snapshot& snapshot) {
   read_tensors(folder / snapshot.weights_file, snapshot.weights);
-  read_tensors(folder / kOptimizer, snapshot.optimizer);
+  read_tensors(folder / kOptimizerFile, snapshot.optimizer);
 }
 
 nlohmann::json read_checkpoint_state(const fs::path& folder) {

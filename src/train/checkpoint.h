@@ -23,6 +23,8 @@
 
 namespace fettle::train {
 
+inline constexpr const char* kOptimizerFile = "optimizer.safetensors";
+
 /// The live tensors of a run and the numbers beside them.
 struct Snapshot {
   std::string weights_file;  ///< adapter_model.safetensors or model.safetensors
@@ -38,6 +40,11 @@ using AddFiles = std::function<void(const std::filesystem::path&)>;
 /// a tensor that is not finite, {kIo} or {kPermission}; then nothing of it remains and older checkpoints are untouched.
 std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, int64_t step, const Snapshot& snapshot,
                                        const AddFiles& add_files = {});
+
+/// The same with the files of tensors left to `write_tensors`.
+std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, int64_t step,
+                                       const nlohmann::json& state, const AddFiles& write_tensors,
+                                       const AddFiles& add_files);
 
 /// Overwrites the snapshot's tensors from a checkpoint. Throws Error{kData} if it does not fit.
 void restore_checkpoint(const std::filesystem::path& folder, const Snapshot& snapshot);

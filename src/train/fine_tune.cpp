@@ -23,10 +23,11 @@
 #include "train/evaluate.h"
 #include "train/inputs.h"
 #include "train/loop.h"
-#include "train/model_card.h"
 #include "train/output_folder.h"
 #include "train/ranks.h"
+#include "train/result.h"
 #include "train/save.h"
+#include "train/shared_checkpoint.h"
 
 namespace fettle::train {
 namespace fs = std::filesystem;
@@ -91,16 +92,20 @@ class FineTuning {
   [[nodiscard]] int64_t batches_per_step(const StartingPoint& start) const;
   [[nodiscard]] model::Decoder make_model(const StartingPoint& start) const;
   [[nodiscard]] Run make_run(model::Decoder& model, MetricsLog& metrics);
+  [[nodiscard]] const char* weights_file() const {
+    return config_.lora.use_peft ? "adapter_model.safetensors" : "model.safetensors";
+  }
+  [[nodiscard]] nlohmann::json saved_state(const Run& run) const;
   [[nodiscard]] Snapshot snapshot(const Run& run) const;
+  [[nodiscard]] SharedSnapshot shared_snapshot(const Run& run) const;
   void resume(const fs::path& checkpoint, Run& run);
   std::optional<Evaluation> train_from(const StartingPoint& start, model::Decoder& model, MetricsLog& metrics);
-  [[nodiscard]] CheckpointSaver make_saver(const Run& run) const;
+  [[nodiscard]] std::unique_ptr<Saver> make_saver(const Run& run) const;
+  void log_sharing(const Run& run) const;
   void evaluate_before(const Run& run);
   void save_result(const model::Decoder& model) const;
   [[nodiscard]] Evaluation probe(const model::Decoder& model) const;
   [[nodiscard]] model::Decoder verified(model::Decoder model) const;
-  void write_results(const std::optional<Evaluation>& after) const;
-  void announce() const;
 
   const config::Config& config_;
   ModelInputs inputs_;
@@ -132,12 +137,13 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
   StepLoader loader(data_.train, training_order(config_), state_.batches_per_step, {group_->rank(), group_->size()});
   const int64_t total = total_steps(training, loader.steps_per_epoch());
   if (is_main()) log_plan(total, loader.steps_per_epoch());
+  Shards shards(group_, config_.distributed.zero_stage, model.trainable());
   Run run{.options = training,
           .model = model,
           .parameters = model.trainable(),
           .loader = std::move(loader),
           .total_steps = total,
-          .optimizer = AdamW(model.trainable(), training),
+          .optimizer = AdamW(shards.owned(), training),
           .schedule = Schedule::from_config(training, peak_learning_rate(training, config_.lora), total),
           .metrics = metrics,
           .state = state_,
@@ -148,13 +154,16 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
     std::vector<at::Tensor> leaves;
     for (const model::NamedTensor& parameter : run.parameters) leaves.push_back(parameter.tensor);
     run.gradients =
-        std::make_shared<dist::GradientBuckets>(group_, std::move(leaves), config_.distributed.ddp_bucket_cap_mb << 20);
+        std::make_shared<dist::GradientBuckets>(group_, std::move(leaves), config_.distributed.ddp_bucket_cap_mb << 20,
+                                                shards.share_gradients() ? shards.owners() : std::vector<int64_t>());
   }
+  run.shards = std::move(shards);
   if (evaluates()) run.evaluate = [this, &model] { return evaluate_on_validation(model); };
   return run;
 }
 
-Snapshot FineTuning::snapshot(const Run& run) const {
+/// trainer_state.json.
+nlohmann::json FineTuning::saved_state(const Run& run) const {
   nlohmann::json state = {{"state", run.state},
                           {"schedule", run.schedule.state()},
                           {"evaluation_before", nullptr},
@@ -162,8 +171,16 @@ Snapshot FineTuning::snapshot(const Run& run) const {
                           {"identity", identity_}};
   if (before_) state["evaluation_before"] = *before_;
   if (run.last_evaluation) state["evaluation"] = *run.last_evaluation;
-  const char* weights_file = config_.lora.use_peft ? "adapter_model.safetensors" : "model.safetensors";
-  return {weights_file, run.parameters, run.optimizer.state(), state};
+  return state;
+}
+
+Snapshot FineTuning::snapshot(const Run& run) const {
+  return {weights_file(), run.parameters, run.optimizer.state(), saved_state(run)};
+}
+
+SharedSnapshot FineTuning::shared_snapshot(const Run& run) const {
+  return {weights_file(), shared_weights(run.parameters),
+          shared_optimizer_state(run.parameters, run.shards, run.optimizer.state()), saved_state(run)};
 }
 
 /// Takes up the state of a checkpoint. Rank 0 alone reads it, and the others get all from rank 0: their machines need
@@ -185,13 +202,19 @@ void FineTuning::resume(const fs::path& checkpoint, Run& run) {
         fmt::format("{} is at step {}, and this run has {}", checkpoint.string(), run.state.step, run.total_steps),
         "resume from a checkpoint of this run");
   }
-  if (is_main()) restore_checkpoint(checkpoint, snapshot(run));
+  if (run.shards.share_optimizer()) {
+    restore_shared_checkpoint(*group_, checkpoint, shared_snapshot(run));
+  } else if (is_main()) {
+    restore_checkpoint(checkpoint, snapshot(run));
+  }
   if (is_main()) remove_checkpoints_after(output_dir_, run.state.step);
   run.metrics.drop_after(run.state.step, run.last_evaluation.has_value());
   log::info("resuming from {} at step {} of {}", checkpoint.string(), run.state.step, run.total_steps);
 }
 
-CheckpointSaver FineTuning::make_saver(const Run& run) const {
+/// Null on the ranks that take no part in saving.
+std::unique_ptr<Saver> FineTuning::make_saver(const Run& run) const {
+  if (!is_main() && !run.shards.share_optimizer()) return nullptr;
   double bytes = 0;
   for (const model::NamedTensor& each : run.parameters) bytes += 3.0 * static_cast<double>(each.tensor.nbytes());
   AddFiles add_files;
@@ -204,10 +227,28 @@ CheckpointSaver FineTuning::make_saver(const Run& run) const {
       write_file(folder / "config.json", text);
     };
   }
-  return {{output_dir_, config_.training.save_total_limit, config_.training.async_save, bytes,
-           [folder = output_dir_] { require_in_place(folder); }},
-          [this](const Run& state) { return snapshot(state); },
-          std::move(add_files)};
+  const int64_t keep = config_.training.save_total_limit;
+  const auto check = [folder = output_dir_] { require_in_place(folder); };
+  if (run.shards.share_optimizer()) {
+    const CheckpointWriter::Options options{output_dir_, keep, bytes, check};
+    return std::make_unique<SharedSaver>(
+        group_, options, [this](const Run& state) { return shared_snapshot(state); }, std::move(add_files));
+  }
+  return std::make_unique<CheckpointSaver>(
+      CheckpointSaver::Options{output_dir_, keep, config_.training.async_save, bytes, check},
+      [this](const Run& state) { return snapshot(state); }, std::move(add_files));
+}
+
+void FineTuning::log_sharing(const Run& run) const {
+  const int64_t stage = config_.distributed.zero_stage;
+  if (stage == 0) return;
+  if (!run.shards.share_optimizer()) {
+    log::info("zero_stage {} has no effect: there is one process, and nothing to share out", stage);
+    return;
+  }
+  if (config_.training.async_save) {
+    log::info("async_save has no effect with zero_stage {}: the ranks stop while they save together", stage);
+  }
 }
 
 void FineTuning::evaluate_before(const Run& run) {
@@ -250,47 +291,15 @@ model::Decoder FineTuning::verified(model::Decoder model) const {
   return loaded;
 }
 
-void FineTuning::write_results(const std::optional<Evaluation>& after) const {
-  nlohmann::ordered_json results = {{"train_loss", state_.loss_sum / static_cast<double>(state_.step)},
-                                    {"train_runtime", state_.seconds},
-                                    {"train_tokens", state_.tokens},
-                                    {"train_target_tokens", state_.target_tokens},
-                                    {"train_tokens_per_second", static_cast<double>(state_.tokens) / state_.seconds},
-                                    {"epoch", state_.epoch},
-                                    {"steps", state_.step}};
-  if (before_) {
-    results["eval_loss_before"] = before_->loss;
-    results["eval_perplexity_before"] = before_->perplexity();
-  }
-  if (after) {
-    results["eval_loss"] = after->loss;
-    results["eval_perplexity"] = after->perplexity();
-    results["eval_target_tokens"] = after->target_tokens;
-    results["eval_records"] = after->records;
-  }
-  results["peak_memory_bytes"] = device::peak_memory_bytes();
-  write_file(output_dir_ / "README.md", model_card(config_, results));
-  write_file(output_dir_ / "all_results.json", results.dump(2) + '\n');
-}
-
-void FineTuning::announce() const {
-  const bool adapter = config_.lora.use_peft;
-  const std::string folder = output_dir_.string();
-  std::string model = "--model_name_or_path=" + (adapter ? config_.model.model_name_or_path : folder);
-  if (adapter) model += " --adapter_name_or_path=" + folder;
-  if (adapter && !config_.model.tokenizer_name.empty()) model += " --tokenizer_name=" + config_.model.tokenizer_name;
-  log::info("the {} is in {}", adapter ? "adapter" : "model", folder);
-  log::info("try it: fettle generate {} --prompt=\"...\"", model);
-}
-
 std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, model::Decoder& model,
                                                  MetricsLog& metrics) {
   Run run = make_run(model, metrics);
-  CheckpointSaver saver = make_saver(run);
-  if (is_main()) run.saver = &saver;
+  log_sharing(run);
+  const std::unique_ptr<Saver> saver = make_saver(run);
+  run.saver = saver.get();
   if (start.checkpoint) resume(*start.checkpoint, run);
   share_tensors(*group_, run.parameters);
-  share_tensors(*group_, run.optimizer.state());
+  if (!run.shards.share_optimizer()) share_tensors(*group_, run.optimizer.state());
   model.refresh_compute_weights();
   evaluate_before(run);
   train(run);
@@ -299,7 +308,7 @@ std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, mod
 }
 
 void FineTuning::require_same_on_all_ranks() const {
-  for (const char* part : {"options", "data_options"}) group_->require_same("the options", identity_.at(part).dump());
+  for (const char* part : {"options", "data_options"}) group_->require_same("the configuration", identity_.at(part).dump());
   group_->require_same("the training records", identity_.at("dataset").get<std::string>());
   if (group_->size() > 1) group_->require_same("the base model", weights_fingerprint(inputs_.base.open_weights()));
 }
@@ -352,7 +361,7 @@ void FineTuning::run_in_folder() {
   const StartingPoint start = starting_point();
   if (start.finished) {
     log::info("this run is complete already");
-    if (is_main()) announce();
+    if (is_main()) announce_result(config_);
     return;
   }
   state_.batches_per_step = batches_per_step(start);
@@ -383,10 +392,10 @@ void FineTuning::run_in_folder() {
   if (!is_main()) return;
   if (before_) log_evaluation("before training", *before_);
   if (after) log_evaluation("after training", *after);
-  write_results(after);
+  write_results(config_, state_, before_, after);
   require_in_place(output_dir_);
   finish_run(output_dir_, identity_);
-  announce();
+  announce_result(config_);
 }
 
 void FineTuning::evaluate_only() {

@@ -35,14 +35,20 @@ void save_after_error(Run& run) {
   }
 }
 
+/// Ends a run by an error that all ranks throw at the same step: where saving takes all of them, this is the place.
+[[noreturn]] void fail_together(Run& run, const Error& error) {
+  if (run.saver != nullptr && run.saver->takes_all_ranks()) save_after_error(run);
+  throw error;
+}
+
 /// Refuses a step that would spoil the weights; nothing of it has been applied yet.
-void require_finite(const Run& run, double loss, double norm, double learning_rate) {
+void require_finite(Run& run, double loss, double norm, double learning_rate) {
   if (std::isfinite(loss) && std::isfinite(norm)) return;
-  throw Error(ExitCode::kDiverged,
-              fmt::format("training diverged at step {} (learning rate {:.3g}): loss {}, gradient norm {}",
-                          run.state.step + 1, learning_rate, loss, norm),
-              fmt::format("lower learning_rate or lengthen the warm-up{}",
-                          run.state.step > 0 ? "; the state before this step is saved" : ""));
+  fail_together(run, Error(ExitCode::kDiverged,
+                           fmt::format("training diverged at step {} (learning rate {:.3g}): loss {}, gradient norm {}",
+                                       run.state.step + 1, learning_rate, loss, norm),
+                           fmt::format("lower learning_rate or lengthen the warm-up{}",
+                                       run.state.step > 0 ? "; the state before this step is saved" : "")));
 }
 
 /// Stops at a gradient norm far above those before it: the step would spoil weights that are still good.
@@ -57,13 +63,14 @@ void require_no_spike(Run& run, double norm, double learning_rate) {
     std::ranges::nth_element(sorted, sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2));
     const double median = sorted[sorted.size() / 2];
     if (norm > limit * median) {
-      throw Error(
-          ExitCode::kDiverged,
-          fmt::format("the gradient norm {:.4g} of step {} (learning rate {:.3g}) is {:.1f} times the median of "
-                      "the {} steps before it; grad_spike_limit is {}",
-                      norm, run.state.step + 1, learning_rate, norm / median, norms.size(), limit),
-          "look at that step's records, lower learning_rate, or raise grad_spike_limit; the state before this "
-          "step is saved");
+      const std::string what = fmt::format(
+          "the gradient norm {:.4g} of step {} (learning rate {:.3g}) is {:.1f} times the median of the {} steps "
+          "before "
+          "it; grad_spike_limit is {}",
+          norm, run.state.step + 1, learning_rate, norm / median, norms.size(), limit);
+      fail_together(run, Error(ExitCode::kDiverged, what,
+                               "look at that step's records, lower learning_rate, or raise grad_spike_limit; the state "
+                               "before this step is saved"));
     }
   }
   norms.push_back(norm);
@@ -72,10 +79,11 @@ void require_no_spike(Run& run, double norm, double learning_rate) {
 
 [[noreturn]] void stop(Run& run) {
   save_now(run);
-  throw Error(
-      ExitCode::kPreempted,
-      fmt::format("stopped by {} at step {} of {}", signal_name(stop_signal()), run.state.step, run.total_steps),
-      "the state is saved: run the same command again to continue");
+  run.group->barrier();  // a launcher ends the others when one has ended: not before rank 0 has saved
+  const std::string cause = stop_signal() == 0 ? "a signal to another rank" : signal_name(stop_signal());
+  throw Error(ExitCode::kPreempted,
+              fmt::format("stopped by {} at step {} of {}", cause, run.state.step, run.total_steps),
+              "the state is saved: run the same command again to continue");
 }
 
 /// Dropout is on while this lives.
@@ -94,6 +102,7 @@ void update(Run& run, double learning_rate) {
   run.is_whole = false;  // until the step is counted
   run.optimizer.step(learning_rate);
   run.optimizer.clear_gradients();
+  run.shards.share_updated();
   run.model.refresh_compute_weights();
 }
 
@@ -126,10 +135,14 @@ void evaluate_if_owed(Run& run, Report& report) {
 /// When to save: every so many steps or at an epoch's end, after save_minutes without, and after the last step.
 class SavePlan {
  public:
-  void save_if_due(const Run& run, bool epoch_ended) {
+  /// By this rank's clock.
+  [[nodiscard]] bool is_long_ago(const Run& run) const {
+    return run.options.save_minutes > 0 && since_.seconds() >= 60 * run.options.save_minutes;
+  }
+  /// `long_ago`: by rank 0's.
+  void save_if_due(const Run& run, bool epoch_ended, bool long_ago) {
     if (run.saver == nullptr || run.options.save_strategy == "no") return;
     const int64_t interval = interval_steps(run.options.save_steps, run.total_steps);
-    const bool long_ago = run.options.save_minutes > 0 && since_.seconds() >= 60 * run.options.save_minutes;
     const bool last = run.state.step == run.total_steps;
     if (!last && !long_ago && !is_due(run.options.save_strategy, interval, run, epoch_ended)) return;
     run.saver->save(run);
@@ -157,18 +170,23 @@ class StopBound {
   double slowest_ = 0;
 };
 
-/// The rank's share of a step, and then the sum over all: the gradients, the loss, which is returned, and whether any
-/// of them was told to stop; then all drop the step.
-double step_gradient(Run& run, const Step& step) {
+/// What the ranks agree on in a step.
+struct Agreement {
+  double loss = 0;  ///< of all
+  bool saves = false;
+};
+
+/// The rank's share of a step, and then the sum over all: the gradients, the loss, whether rank 0's clock says to save,
+/// and whether any was told to stop; then all drop the step.
+Agreement step_gradient(Run& run, const Step& step, const SavePlan& plan) {
   if (run.gradients) run.gradients->begin();
-  const double share = forward_backward(run.model, step, [&run] {
-    if (run.gradients) run.gradients->last_backward();
-  });
+  const double share = forward_backward(run.model, step, run.gradients.get());
   if (run.gradients) run.gradients->finish();
-  const at::Tensor sums = at::tensor({share, stop_signal() == 0 ? 0.0 : 1.0}, at::kDouble);
+  const bool saves = run.group->is_main() && plan.is_long_ago(run);
+  const at::Tensor sums = at::tensor({share, saves ? 1.0 : 0.0, stop_signal() == 0 ? 0.0 : 1.0}, at::kDouble);
   run.group->all_reduce(sums).wait();
-  if (sums[1].item<double>() > 0) stop(run);
-  return sums[0].item<double>();
+  if (sums[2].item<double>() > 0) stop(run);
+  return {sums[0].item<double>(), sums[1].item<double>() > 0};
 }
 
 void run_steps(Run& run, StopDeferral& deferral) {
@@ -181,17 +199,18 @@ void run_steps(Run& run, StopDeferral& deferral) {
     const double learning_rate = run.schedule.learning_rate(run.state.step);
     Cursor next = run.state.cursor;
     const Step step = run.loader.next(next);
-    const double loss = step_gradient(run, step);
-    const double norm = clip_gradients(run.parameters, run.options.max_grad_norm);
+    const auto [loss, saves_by_clock] = step_gradient(run, step, saves);
+    const double norm = clip_gradients(run.parameters, run.options.max_grad_norm, run.shards.norm_group());
     require_finite(run, loss, norm, learning_rate);
     require_no_spike(run, norm, learning_rate);
     update(run, learning_rate);
+    bound.step_done(step, watch.seconds());
+    deferral.set_bound(bound.seconds(run));
     report.count(step, next, {loss, norm, learning_rate, watch.seconds()});
     report.show();
-    bound.step_done(step, watch.seconds());
     run.state.owes_evaluation = is_evaluation_due(run, step.ends_epoch);
     evaluate_if_owed(run, report);
-    saves.save_if_due(run, step.ends_epoch);
+    saves.save_if_due(run, step.ends_epoch, saves_by_clock);
     deferral.set_bound(bound.seconds(run));
   }
 }
@@ -200,33 +219,42 @@ void run_steps(Run& run, StopDeferral& deferral) {
 
 void train(Run& run) {
   StopDeferral deferral;
+  // One rank's error alone ends the run without a save where that takes all ranks: the others are somewhere else.
+  const bool saves_alone = run.saver == nullptr || !run.saver->takes_all_ranks();
   try {
     run_steps(run, deferral);
     if (run.saver != nullptr) run.saver->finish();
   } catch (const Error& error) {
     const bool is_saved_or_cannot = error.code() == ExitCode::kPreempted || error.code() == ExitCode::kIo;
-    if (!is_saved_or_cannot) save_after_error(run);
+    if (!is_saved_or_cannot && saves_alone) save_after_error(run);
     throw;
   } catch (...) {
-    save_after_error(run);
+    if (saves_alone) save_after_error(run);
     throw;
   }
 }
 
-double forward_backward(model::Decoder& model, const Step& step, const std::function<void()>& last_begins) {
+namespace {
+
+/// The gradient of micro-batch `i`; returns its share of the step's loss.
+double forward_backward(model::Decoder& model, const Step& step, size_t i) {
+  const SectionMark mark(Section::kStep, fmt::format("micro-batch {} of {}", i + 1, step.batches.size()));
+  device::seed(step.seeds[i]);
+  const at::Tensor share = model.loss_sum(to_tensors(step.batches[i])).div(static_cast<double>(step.target_tokens));
+  share.backward();
+  return share.item<double>();
+}
+
+}  // namespace
+
+double forward_backward(model::Decoder& model, const Step& step, dist::GradientBuckets* gradients) {
   const TrainingMode mode(model);
-  const auto has_targets = [](const data::Batch& batch) { return batch.target_tokens > 0; };
   double loss = 0;
-  size_t left = static_cast<size_t>(std::ranges::count_if(step.batches, has_targets));
-  for (size_t i = 0; i < step.batches.size() && stop_signal() == 0; ++i) {
-    const data::Batch& batch = step.batches[i];
-    if (!has_targets(batch)) continue;
-    if (--left == 0 && last_begins) last_begins();
-    const SectionMark mark(Section::kStep, fmt::format("micro-batch {} of {}", i + 1, step.batches.size()));
-    device::seed(step.seeds[i]);
-    const at::Tensor share = model.loss_sum(to_tensors(batch)).div(static_cast<double>(step.target_tokens));
-    share.backward();
-    loss += share.item<double>();
+  for (size_t i = 0; i < static_cast<size_t>(step.rounds); ++i) {
+    const bool has_batch = i < step.batches.size() && stop_signal() == 0;
+    if (gradients != nullptr) gradients->begin_batch(/*is_last=*/i + 1 == step.batches.size());
+    if (has_batch && step.batches[i].target_tokens > 0) loss += forward_backward(model, step, i);
+    if (gradients != nullptr) gradients->end_batch();
   }
   return loss;
 }

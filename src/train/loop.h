@@ -16,6 +16,7 @@
 #include "train/optimizer.h"
 #include "train/saver.h"
 #include "train/schedule.h"
+#include "train/shards.h"
 #include "train/state.h"
 #include "train/steps.h"
 
@@ -35,9 +36,10 @@ struct Run {
   bool full_training = false;                 ///< all weights, not only an adapter
   double peak_flops = 0;                      ///< of this machine, per second; 0: not measured
   std::function<Evaluation()> evaluate = {};  ///< on the validation records; empty: there are none
-  Saver* saver = nullptr;                     ///< of checkpoints, on rank 0; null: none are wanted
+  Saver* saver = nullptr;                     ///< of checkpoints, on rank 0 or on all; null: none are wanted
   std::shared_ptr<dist::Group> group = dist::Group::alone();
   std::shared_ptr<dist::GradientBuckets> gradients = {};  ///< sums them over the ranks; null: there is one rank
+  Shards shards = {};                                     ///< what the ranks share out
   bool is_whole = true;                            ///< weights, optimizer and state are those after the same step
   std::optional<Evaluation> last_evaluation = {};  ///< set where the last step was evaluated
 };
@@ -52,9 +54,9 @@ struct Run {
 void train(Run& run);
 
 /// Adds the gradients of the rank's share of the step's loss, the mean over all target tokens, to those the model has,
-/// and returns that share. `last_begins` is called before the last micro-batch. The model is in training mode only in
-/// here. After a stop signal the micro-batches that are left are left out.
-double forward_backward(model::Decoder& model, const Step& step, const std::function<void()>& last_begins = {});
+/// and returns that share. `gradients`, if there are any, sums over the ranks what it can meanwhile. The model is in
+/// training mode only in here. After a stop signal the micro-batches that are left are left out.
+double forward_backward(model::Decoder& model, const Step& step, dist::GradientBuckets* gradients = nullptr);
 
 /// A batch as tensors.
 model::Batch to_tensors(const data::Batch& batch);

@@ -4,6 +4,7 @@
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -43,11 +45,17 @@ bool decays(std::string_view name) {
   return true;
 }
 
-double clip_gradients(const std::vector<model::NamedTensor>& parameters, double max_norm) {
+double clip_gradients(const std::vector<model::NamedTensor>& parameters, double max_norm, dist::Group* group) {
   const c10::NoGradGuard no_gradients;
   const std::vector<at::Tensor> gradients = gradients_of(parameters);
-  if (gradients.empty()) return 0;
-  const double norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, 2)), 2).item<double>();
+  double norm = 0;
+  if (!gradients.empty()) norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, 2)), 2).item<double>();
+  if (group != nullptr) {
+    const at::Tensor square = at::full({1}, norm * norm, at::kDouble);
+    group->all_reduce(square).wait();
+    norm = std::sqrt(square.item<double>());
+  }
+  if (gradients.empty()) return norm;
   const double coefficient = max_norm / (norm + 1e-6);
   if (max_norm > 0 && coefficient < 1) at::_foreach_mul_(gradients, coefficient);
   return norm;
@@ -94,14 +102,19 @@ void AdamW::clear_gradients() {
   }
 }
 
+std::vector<std::pair<std::string, std::vector<int64_t>>> AdamW::state_of(const at::Tensor& parameter) {
+  return {{".exp_avg", parameter.sizes().vec()}, {".exp_avg_sq", parameter.sizes().vec()}, {".step", {}}};
+}
+
 std::vector<model::NamedTensor> AdamW::state() const {
   std::vector<model::NamedTensor> tensors;
   for (const Group& group : groups_) {
     for (size_t i = 0; i < group.parameters.size(); ++i) {
-      const std::string& name = group.parameters[i].name;
-      tensors.push_back({name + ".exp_avg", group.means[i]});
-      tensors.push_back({name + ".exp_avg_sq", group.squared_means[i]});
-      tensors.push_back({name + ".step", group.steps[i]});
+      const at::Tensor values[] = {group.means[i], group.squared_means[i], group.steps[i]};
+      const auto names = state_of(group.parameters[i].tensor);
+      for (size_t k = 0; k < names.size(); ++k) {
+        tensors.push_back({group.parameters[i].name + names[k].first, values[k]});
+      }
     }
   }
   return tensors;

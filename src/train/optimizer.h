@@ -5,10 +5,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "config/config.h"
+#include "dist/group.h"
 #include "model/decoder.h"
 
 namespace fettle::train {
@@ -19,7 +22,8 @@ bool decays(std::string_view name);
 
 /// Scales all gradients so that their common L2 norm is at most `max_norm` and returns the norm before
 /// (torch.nn.utils.clip_grad_norm_). `max_norm` 0: only measures. The result is not finite if any gradient is not.
-double clip_gradients(const std::vector<model::NamedTensor>& parameters, double max_norm);
+/// With a group, whose ranks all call it, the norm is that of the gradients of all ranks together.
+double clip_gradients(const std::vector<model::NamedTensor>& parameters, double max_norm, dist::Group* group = nullptr);
 
 /// torch.optim.AdamW (decoupled decay, bias correction) through ATen's fused kernel. Parameters are changed in place;
 /// one without a gradient is left alone, as in torch.
@@ -32,6 +36,9 @@ class AdamW {
   void step(double learning_rate);
   /// Frees the gradients, so that the next backward writes new ones instead of adding.
   void clear_gradients();
+
+  /// What `state` calls the tensors of a parameter after its name, and their shapes.
+  static std::vector<std::pair<std::string, std::vector<int64_t>>> state_of(const at::Tensor& parameter);
 
   /// <name>.exp_avg, <name>.exp_avg_sq (shapes of the parameter) and <name>.step ([]), all float32 and live: not
   /// copies.

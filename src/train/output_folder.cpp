@@ -30,8 +30,8 @@ constexpr const char* kLockFile = ".lock";
 /// Options of `fettle train` that change no number of the training.
 const std::set<std::string_view>& free_options() {
   static const std::set<std::string_view> names = {
-      "cache_dir", "tokenizer_name", "ddp_timeout", "peer_timeout", "ddp_bucket_cap_mb", "section_timeouts", "device",
-      "num_threads", "fused_ops", "do_train", "do_eval", "gradient_checkpointing",
+      "cache_dir", "tokenizer_name", "ddp_timeout", "peer_timeout", "ddp_bucket_cap_mb", "zero_stage",
+      "section_timeouts", "device", "num_threads", "fused_ops", "do_train", "do_eval", "gradient_checkpointing",
       // How often and where.
       "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "save_strategy", "save_steps",
       "grad_spike_limit", "save_minutes", "async_save", "save_total_limit", "output_dir", "overwrite_output_dir",

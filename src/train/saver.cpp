@@ -40,8 +40,39 @@ void copy_tensors(const std::vector<model::NamedTensor>& live, std::vector<model
 
 }  // namespace
 
+CheckpointWriter::CheckpointWriter(Options options, AddFiles add_files)
+    : options_(std::move(options)), add_files_(std::move(add_files)) {}
+
+void CheckpointWriter::write(int64_t step, const nlohmann::json& state, const AddFiles& write_tensors) {
+  timed(step, [&] { return write_checkpoint(options_.output_dir, step, state, write_tensors, add_files_); });
+}
+
+void CheckpointWriter::write(int64_t step, const Snapshot& snapshot) {
+  timed(step, [&] { return write_checkpoint(options_.output_dir, step, snapshot, add_files_); });
+}
+
+void CheckpointWriter::timed(int64_t step, const std::function<std::filesystem::path()>& action) {
+  const SectionMark mark(Section::kSave, fmt::format("checkpoint-{}", step));
+  const Stopwatch watch;
+  if (options_.check) options_.check();
+  sync_file(options_.output_dir / "metrics.jsonl");  // a checkpoint without the lines before it would leave a gap
+  const std::filesystem::path folder = action();
+  if (options_.check) options_.check();
+  prune_checkpoints(options_.output_dir, options_.keep);
+  longest_ = std::max(longest_.load(), watch.seconds());
+  log::debug("wrote {} in {:.1f} s", folder.string(), watch.seconds());
+}
+
+double CheckpointWriter::expected_seconds() const {
+  const double longest = longest_;
+  return longest > 0 ? 2 * longest + 1 : kSlowSeconds + options_.bytes / kSlowBytesPerSecond;
+}
+
 CheckpointSaver::CheckpointSaver(Options options, std::function<Snapshot(const Run&)> snapshot, AddFiles add_files)
-    : options_(std::move(options)), snapshot_(std::move(snapshot)), add_files_(std::move(add_files)) {}
+    : writer_({std::move(options.output_dir), options.keep, options.bytes, std::move(options.check)},
+              std::move(add_files)),
+      is_asynchronous_(options.asynchronous),
+      snapshot_(std::move(snapshot)) {}
 
 CheckpointSaver::~CheckpointSaver() {
   if (writing_.valid()) writing_.wait();
@@ -57,27 +88,15 @@ void CheckpointSaver::save(const Run& run) {
   finish();
   const Snapshot live = snapshot_(run);
   if (live.state == saved_) return;
-  if (options_.asynchronous) {
+  if (is_asynchronous_) {
     writing_ = std::async(std::launch::async, [this, step = run.state.step, snapshot = copy(live)] {
       device::work_in_background();
-      write(step, snapshot);
+      writer_.write(step, snapshot);
     });
   } else {
-    write(run.state.step, live);
+    writer_.write(run.state.step, live);
   }
   saved_ = live.state;
-}
-
-void CheckpointSaver::write(int64_t step, const Snapshot& snapshot) {
-  const SectionMark mark(Section::kSave, fmt::format("checkpoint-{}", step));
-  const Stopwatch watch;
-  if (options_.check) options_.check();
-  sync_file(options_.output_dir / "metrics.jsonl");  // a checkpoint without the lines before it would leave a gap
-  const std::filesystem::path folder = write_checkpoint(options_.output_dir, step, snapshot, add_files_);
-  if (options_.check) options_.check();
-  prune_checkpoints(options_.output_dir, options_.keep);
-  longest_ = std::max(longest_.load(), watch.seconds());
-  log::debug("wrote {} in {:.1f} s", folder.string(), watch.seconds());
 }
 
 void CheckpointSaver::finish() {
@@ -91,8 +110,7 @@ void CheckpointSaver::finish() {
 }
 
 double CheckpointSaver::expected_seconds() const {
-  const double longest = longest_;
-  const double one = longest > 0 ? 2 * longest + 1 : kSlowSeconds + options_.bytes / kSlowBytesPerSecond;
+  const double one = writer_.expected_seconds();
   const bool is_writing = writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
   return is_writing ? 2 * one : one;
 }

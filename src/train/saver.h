@@ -28,6 +28,34 @@ class Saver {
   virtual void finish() = 0;
   /// The most seconds that `save` and `finish` should take now: by the saves before, at first by the size.
   [[nodiscard]] virtual double expected_seconds() const = 0;
+  /// true: each rank has one, and `save` is called on all of them at the same step or on none.
+  [[nodiscard]] virtual bool takes_all_ranks() const { return false; }
+};
+
+/// Writes checkpoint folders, removes those beyond the limit, and knows how long that takes.
+class CheckpointWriter {
+ public:
+  struct Options {
+    std::filesystem::path output_dir;
+    int64_t keep = 0;                  ///< save_total_limit
+    double bytes = 0;                  ///< of one checkpoint, about: what the first save's time is expected by
+    std::function<void()> check = {};  ///< called before and after a write; what it throws fails it
+  };
+  /// `add_files` runs in the thread that writes.
+  CheckpointWriter(Options options, AddFiles add_files);
+
+  /// Throws as write_checkpoint.
+  void write(int64_t step, const nlohmann::json& state, const AddFiles& write_tensors);
+  void write(int64_t step, const Snapshot& snapshot);
+  /// Of one write; any thread may ask.
+  [[nodiscard]] double expected_seconds() const;
+
+ private:
+  void timed(int64_t step, const std::function<std::filesystem::path()>& action);
+
+  Options options_;
+  AddFiles add_files_;
+  std::atomic<double> longest_{0};  ///< seconds of one write
 };
 
 /// Checkpoint folders in output_dir. The tensors are copied, and a thread of lower priority writes, hashes and fsyncs
@@ -51,17 +79,15 @@ class CheckpointSaver : public Saver {
   [[nodiscard]] double expected_seconds() const override;
 
  private:
-  void write(int64_t step, const Snapshot& snapshot);
   [[nodiscard]] Snapshot copy(const Snapshot& live);
 
-  Options options_;
+  CheckpointWriter writer_;
+  bool is_asynchronous_;
   std::function<Snapshot(const Run&)> snapshot_;
-  AddFiles add_files_;
   std::vector<model::NamedTensor> weights_;  // the copies
   std::vector<model::NamedTensor> optimizer_;
   std::future<void> writing_;
-  nlohmann::json saved_;            // the state that was saved last
-  std::atomic<double> longest_{0};  // seconds of one save; the writing thread sets it
+  nlohmann::json saved_;  // the state that was saved last
 };
 
 }  // namespace fettle::train

@@ -55,6 +55,7 @@ Step StepLoader::next(Cursor& cursor) {
         fmt::format("no token of micro-batches {} to {} of epoch {} is a target", begin.batch, end - 1, begin.epoch),
         "look at the masks with `fettle preprocess`; a larger batch mixes such records with others");
   }
+  step.rounds = (end - begin.batch + share_.ranks - 1) / share_.ranks;
   step.ends_epoch = end == batches.batches();
   if (step.ends_epoch) cursor = {cursor.epoch + 1, 0};
   return step;

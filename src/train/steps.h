@@ -24,6 +24,7 @@ struct Step {
   /// Of the numbers drawn for each of them (dropout): a function of the run's seed and the batch's place in the data,
   /// so that a resumed run, another number of ranks and gradient checkpointing all draw the same.
   std::vector<uint64_t> seeds;
+  int64_t rounds = 0;                     ///< micro-batches of the rank that has most: rank 0
   std::vector<int64_t> document_lengths;  ///< of all ranks' documents
   int64_t tokens = 0;                     ///< of all ranks
   int64_t target_tokens = 0;              ///< of all ranks: what the step's loss is divided by

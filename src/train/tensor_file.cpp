@@ -7,11 +7,9 @@
 
 #include <cstring>
 #include <map>
-#include <set>
 #include <span>
 
 #include "base/error.h"
-#include "hub/tensor_source.h"
 
 namespace fettle::train {
 namespace {
@@ -44,24 +42,33 @@ void require_finite(const std::vector<model::NamedTensor>& tensors) {
   }
 }
 
+TensorReader::TensorReader(const std::filesystem::path& file)
+    : file_(file), source_(hub::TensorSource::open_safetensors(file)) {}
+
+void TensorReader::fail(const std::string& name, const char* reason) const {
+  throw Error(ExitCode::kData, fmt::format("{}: tensor {} {}", file_.string(), name, reason),
+              "it belongs to another model or another version; start again with overwrite_output_dir");
+}
+
+void TensorReader::read(const model::NamedTensor& target) {
+  read_.insert(target.name);
+  const hub::TensorView* stored = source_.find(target.name);
+  if (stored == nullptr) fail(target.name, "is missing");
+  if (stored->shape != target.tensor.sizes().vec()) fail(target.name, "has another shape");
+  if (stored->dtype != file_type(target) || !target.tensor.is_contiguous()) fail(target.name, "has another type");
+  std::memcpy(target.tensor.mutable_data_ptr(), stored->bytes.data(), stored->bytes.size());
+}
+
+void TensorReader::finish() const {
+  for (const hub::TensorView& stored : source_.tensors()) {
+    if (!read_.contains(stored.name)) fail(stored.name, "is not part of this run");
+  }
+}
+
 void read_tensors(const std::filesystem::path& file, const std::vector<model::NamedTensor>& tensors) {
-  const hub::TensorSource source = hub::TensorSource::open_safetensors(file);
-  const auto fail = [&file](const std::string& name, const char* reason) {
-    throw Error(ExitCode::kData, fmt::format("{}: tensor {} {}", file.string(), name, reason),
-                "it belongs to another model or another version; start again with overwrite_output_dir");
-  };
-  std::set<std::string> wanted;
-  for (const model::NamedTensor& target : tensors) {
-    wanted.insert(target.name);
-    const hub::TensorView* stored = source.find(target.name);
-    if (stored == nullptr) fail(target.name, "is missing");
-    if (stored->shape != target.tensor.sizes().vec()) fail(target.name, "has another shape");
-    if (stored->dtype != file_type(target) || !target.tensor.is_contiguous()) fail(target.name, "has another type");
-    std::memcpy(target.tensor.mutable_data_ptr(), stored->bytes.data(), stored->bytes.size());
-  }
-  for (const hub::TensorView& stored : source.tensors()) {
-    if (!wanted.contains(stored.name)) fail(stored.name, "is not part of this run");
-  }
+  TensorReader reader(file);
+  for (const model::NamedTensor& tensor : tensors) reader.read(tensor);
+  reader.finish();
 }
 
 }  // namespace fettle::train

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <filesystem>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "hub/tensor.h"
+#include "hub/tensor_source.h"
 #include "model/decoder.h"
 
 namespace fettle::train {
@@ -24,6 +26,24 @@ class TensorViews {
 
 /// Throws Error{kDiverged} naming the first tensor with a NaN or an infinity.
 void require_finite(const std::vector<model::NamedTensor>& tensors);
+
+/// Reads tensors one by one from a safetensors file that holds exactly those that are asked for.
+class TensorReader {
+ public:
+  explicit TensorReader(const std::filesystem::path& file);
+  /// Overwrites `target` in place, bit for bit. Throws Error{kData} if the file lacks it or has it with another shape
+  /// or type.
+  void read(const model::NamedTensor& target);
+  /// Throws Error{kData} naming a tensor of the file that was not read.
+  void finish() const;
+
+ private:
+  [[noreturn]] void fail(const std::string& name, const char* reason) const;
+
+  std::filesystem::path file_;
+  hub::TensorSource source_;
+  std::set<std::string> read_;
+};
 
 /// Overwrites `tensors` in place, bit for bit, from a file that holds exactly these names, shapes and types.
 /// Throws Error{kData} naming the tensor that is missing, extra or different.

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -22,7 +23,8 @@ class TensorStream {
   };
 
   /// Throws Error{kIo} or {kPermission}.
-  TensorStream(std::filesystem::path file, const std::vector<Entry>& entries);
+  TensorStream(std::filesystem::path file, const std::vector<Entry>& entries,
+               const std::map<std::string, std::string>& metadata = {});
 
   /// The next entry's values: contiguous float32.
   void write(const at::Tensor& values);

@@ -73,8 +73,9 @@ void train_steps(const std::shared_ptr<Group>& group, int64_t accumulation, int6
     buckets.begin();
     for (int64_t i = 0; i < accumulation; ++i) {
       const at::Tensor loss = net.loss(step * per_step + i * group->size() + group->rank());
-      if (i + 1 == accumulation) buckets.last_backward();
+      buckets.begin_batch(i + 1 == accumulation);
       loss.backward();
+      buckets.end_batch();
     }
     buckets.finish();
     require_equal(net, expected_gradients(step * per_step, per_step), where("a step"));
@@ -82,9 +83,10 @@ void train_steps(const std::shared_ptr<Group>& group, int64_t accumulation, int6
   buckets.begin();
   if (group->rank() % 2 == 0) {
     const at::Tensor loss = net.loss(2 * per_step);
-    buckets.last_backward();
+    buckets.begin_batch(true);
     loss.backward();
   }
+  buckets.end_batch();
   buckets.finish();
   std::vector<at::Tensor> expected = expected_gradients(2 * per_step, 1);
   for (at::Tensor& gradient : expected) gradient.mul_((group->size() + 1) / 2);
