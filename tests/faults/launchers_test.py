@@ -124,11 +124,14 @@ def reference(workplace, options=None):
 
 def environments(workplace, summary, _):
     """Every way in which a rank can be described."""
-    for name, variables in ENVIRONMENTS.items():
+    expected = reference(workplace)
+
+    def check(name):
         place = workplace.new("environment")
-        outcomes = ranks.run(command(place / "out", **OPTIONS), place, Start(SIZE, environment=variables))
-        ranks.require_same(reference(workplace), place / "out", outcomes)
+        outcomes = ranks.run(command(place / "out", **OPTIONS), place, Start(SIZE, environment=ENVIRONMENTS[name]))
+        ranks.require_same(expected, place / "out", outcomes)
         summary.count(f"{name}: same bytes")
+    harness.side_by_side(list(ENVIRONMENTS), check, summary)
 
 
 def launchers(workplace, summary, _):
@@ -168,19 +171,22 @@ def to_one_worker(launched):
 
 def stopped(workplace, summary, _):
     """However a launcher's run is told to stop, the state is saved, and the same command goes on from there."""
-    for name in LAUNCHERS:
-        for stop in (to_launcher, ctrl_c, to_one_worker):
-            with Launched(name, workplace.new("stopped"), LONGER) as launched:
-                launched.wait_for_step(4)
-                stop(launched)
-                outcome = launched.process.finish()
-                check_stop(f"{name}, {stop.__name__}", outcome, launched.output_dir)
-                codes = re.findall(r"[Ee]xit ?code *: *(\d+)", outcome.log)
-                require(stop is not to_one_worker or set(codes) == {str(PREEMPTED)}, f"{name} saw {codes}", outcome)
-                launched.again()
-                final = launched.process.finish()
-                ranks.require_same(reference(workplace, LONGER), launched.output_dir, {0: final})
-            summary.count(f"{name}: {stop.__name__.replace('_', ' ')}: saved and continued")
+    expected = reference(workplace, LONGER)
+
+    def check(case):
+        name, stop = case
+        with Launched(name, workplace.new("stopped"), LONGER) as launched:
+            launched.wait_for_step(4)
+            stop(launched)
+            outcome = launched.process.finish()
+            check_stop(f"{name}, {stop.__name__}", outcome, launched.output_dir)
+            codes = re.findall(r"[Ee]xit ?code *: *(\d+)", outcome.log)
+            require(stop is not to_one_worker or set(codes) == {str(PREEMPTED)}, f"{name} saw {codes}", outcome)
+            launched.again()
+            ranks.require_same(expected, launched.output_dir, {0: launched.process.finish()})
+        summary.count(f"{name}: {stop.__name__.replace('_', ' ')}: saved and continued")
+    stops = (to_launcher, ctrl_c, to_one_worker)
+    harness.side_by_side([(name, stop) for name in LAUNCHERS for stop in stops], check, summary)
 
 
 def check_stop(name, outcome, output_dir):
