@@ -193,7 +193,8 @@ def root_cause(case, pid):
     rank = case.rank
     gone = rf"rank {rank} \(host \S+, pid {pid}\) (is gone|has not answered for \d+ s)"
     absent = rf"ranks? (\d+, )*{rank}(, \d+)* of {SIZE} did not come within \d+ s"
-    unreachable = rf"rank \d did not reach rank {rank} at 127\.0\.0\.1:\d+ within \d+ s" if rank == 0 else gone
+    store = r"rank \d did not reach rank 0 at \S+:\d+ within \d+ s|rank 0 at \S+:\d+ (is gone|has not answered for \d+ s)"
+    unreachable = store if rank == 0 else gone
     return re.compile("^(" + "|".join((gone, absent, unreachable)) + ")")
 
 
