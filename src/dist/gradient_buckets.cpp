@@ -171,8 +171,8 @@ GradientBuckets::GradientBuckets(std::shared_ptr<Group> group, std::vector<at::T
   state_->group = std::move(group);
   state_->has_owners = !owners.empty();
   for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter) {
-    TORCH_CHECK(parameter->scalar_type() == at::kFloat && parameter->is_contiguous() && parameter->is_leaf(),
-                "GradientBuckets: parameters are contiguous float32 leaves");
+    TORCH_CHECK(parameter->scalar_type() == at::kFloat && parameter->is_leaf(),
+                "GradientBuckets: parameters are float32 leaves");
     state_->slots.push_back({.parameter = *parameter});
   }
   if (state_->group->size() == 1) return;

@@ -23,10 +23,10 @@ namespace fettle::dist {
 /// stage 2). All ranks then call begin_batch and end_batch equally often.
 class GradientBuckets {
  public:
-  /// `parameters`: contiguous float32 leaves in the order of the computation, the same on all ranks. `bucket_bytes`:
-  /// what a bucket holds at most, unless one parameter alone is larger (torch: 25 MiB). `owners`: a rank for each
-  /// parameter; empty: every rank gets all sums.
-  /// Takes the post-accumulate hook of each parameter, which is one.
+  /// `parameters`: float32 leaves, whose values are not looked at, in the order of the computation, the same on all
+  /// ranks. `bucket_bytes`: what a bucket holds at most, unless one parameter alone is larger (torch: 25 MiB).
+  /// `owners`: a rank for each parameter; empty: every rank gets all sums. Takes the post-accumulate hook of each
+  /// parameter, which is one.
   GradientBuckets(std::shared_ptr<Group> group, std::vector<at::Tensor> parameters, int64_t bucket_bytes,
                   const std::vector<int64_t>& owners = {});
   /// Takes the hooks away. The gradients stay what they are.

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -41,5 +42,13 @@ void write_safetensors(const std::filesystem::path& path, std::span<const Tensor
 /// an earlier save that no longer belong are removed. A tensor larger than the limit gets a shard of its own.
 void write_model_safetensors(const std::filesystem::path& folder, std::span<const TensorView> tensors,
                              uint64_t max_shard_size);
+
+/// The bytes of a tensor, which are used before the next call.
+using TensorBytes = std::function<std::span<const std::byte>(const TensorView&)>;
+
+/// The same for a model larger than memory: the views have no bytes, and `bytes` gives them, in the order in which they
+/// are written.
+void write_model_safetensors(const std::filesystem::path& folder, std::span<const TensorView> tensors,
+                             uint64_t max_shard_size, const TensorBytes& bytes);
 
 }  // namespace fettle::hub

@@ -27,10 +27,12 @@ namespace {
 
 using nlohmann::ordered_json;
 
+size_t byte_count(const TensorView& view) {
+  return static_cast<size_t>(element_count(view) * block_layout(view.dtype).bytes);
+}
+
 void check_view(const TensorView& view) {
-  const auto expected = static_cast<size_t>(element_count(view) * block_layout(view.dtype).bytes);
-  if (view.bytes.size() != expected || block_layout(view.dtype).elements != 1 || view.interleaved_heads != 0 ||
-      view.name == "__metadata__") {
+  if (block_layout(view.dtype).elements != 1 || view.interleaved_heads != 0 || view.name == "__metadata__") {
     throw Error(ExitCode::kInternal, fmt::format("tensor {} cannot be written as it is", quote(view.name)));
   }
 }
@@ -69,8 +71,8 @@ std::string make_header(const std::vector<const TensorView*>& ordered,
     header.get_ref<ordered_json::object_t&>().emplace_back(
         view->name, ordered_json{{"dtype", dtype_name(view->dtype)},
                                  {"shape", view->shape},
-                                 {"data_offsets", {position, position + view->bytes.size()}}});
-    position += view->bytes.size();
+                                 {"data_offsets", {position, position + byte_count(*view)}}});
+    position += byte_count(*view);
   }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');
@@ -87,16 +89,16 @@ std::vector<std::vector<TensorView>> split(std::span<const TensorView> tensors, 
   std::vector<TensorView> current;
   uint64_t current_size = 0;
   for (const TensorView& view : tensors) {
-    if (view.bytes.size() > max_shard_size) {
+    if (byte_count(view) > max_shard_size) {
       shards.push_back({view});
       continue;
     }
-    if (current_size + view.bytes.size() > max_shard_size) {
+    if (current_size + byte_count(view) > max_shard_size) {
       shards.push_back(std::exchange(current, {}));
       current_size = 0;
     }
     current.push_back(view);
-    current_size += view.bytes.size();
+    current_size += byte_count(view);
   }
   if (!current.empty() || shards.empty()) shards.push_back(std::move(current));
   return shards;
@@ -113,43 +115,63 @@ void remove_stale(const fs::path& folder, const std::set<std::string>& kept) {
   }
 }
 
-}  // namespace
+std::span<const std::byte> own_bytes(const TensorView& view) {
+  return view.bytes;
+}
 
-void write_safetensors(const fs::path& path, std::span<const TensorView> tensors,
-                       const std::map<std::string, std::string>& metadata) {
+void write_file_of(const fs::path& path, std::span<const TensorView> tensors,
+                   const std::map<std::string, std::string>& metadata, const TensorBytes& bytes) {
   const auto ordered = in_layout_order(tensors);
   const std::string header = make_header(ordered, metadata);
   const uint64_t length = header.size();
   AtomicFile file(path);
   file.write(std::as_bytes(std::span(&length, 1)));
   file.write(header);
-  for (const TensorView* view : ordered) file.write(view->bytes);
+  for (const TensorView* view : ordered) {
+    const std::span<const std::byte> content = bytes(*view);
+    if (content.size() != byte_count(*view)) {
+      throw Error(ExitCode::kInternal, fmt::format("tensor {} cannot be written as it is", quote(view->name)));
+    }
+    file.write(content);
+  }
   file.commit();
 }
 
+}  // namespace
+
+void write_safetensors(const fs::path& path, std::span<const TensorView> tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  write_file_of(path, tensors, metadata, own_bytes);
+}
+
 void write_model_safetensors(const fs::path& folder, std::span<const TensorView> tensors, uint64_t max_shard_size) {
+  write_model_safetensors(folder, tensors, max_shard_size, own_bytes);
+}
+
+void write_model_safetensors(const fs::path& folder, std::span<const TensorView> tensors, uint64_t max_shard_size,
+                             const TensorBytes& bytes) {
   const std::map<std::string, std::string> metadata = {{"format", "pt"}};
   const auto shards = split(tensors, max_shard_size);
   if (shards.size() == 1) {
-    write_safetensors(folder / "model.safetensors", tensors, metadata);
+    write_file_of(folder / "model.safetensors", tensors, metadata, bytes);
     return remove_stale(folder, {"model.safetensors"});
   }
   constexpr const char* kIndex = "model.safetensors.index.json";
   std::set<std::string> kept = {kIndex};
   nlohmann::json weight_map;
   int64_t parameters = 0;
-  uint64_t bytes = 0;
+  uint64_t sum = 0;
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string name = shard_name(i, shards.size());
-    write_safetensors(folder / name, shards[i], metadata);
+    write_file_of(folder / name, shards[i], metadata, bytes);
     kept.insert(name);
     for (const TensorView& view : shards[i]) {
       weight_map[view.name] = name;
       parameters += element_count(view);
-      bytes += view.bytes.size();
+      sum += byte_count(view);
     }
   }
-  const nlohmann::json index = {{"metadata", {{"total_parameters", parameters}, {"total_size", bytes}}},
+  const nlohmann::json index = {{"metadata", {{"total_parameters", parameters}, {"total_size", sum}}},
                                 {"weight_map", weight_map}};
   write_file(folder / kIndex, index.dump(2) + "\n");
   remove_stale(folder, kept);

@@ -83,11 +83,14 @@ void check(const Batch& batch, const KvCache* cache) {
 // Builds layers from tensors whose names and shapes have been checked.
 class Builder {
  public:
-  Builder(std::shared_ptr<const hub::TensorSource> source, at::ScalarType type)
-      : source_(std::move(source)), type_(type) {}
+  /// `is_here` false: of layers that another rank holds, whose bytes are not read.
+  Builder(std::shared_ptr<const hub::TensorSource> source, at::ScalarType type, bool is_here = true)
+      : source_(std::move(source)), type_(type), is_here_(is_here) {}
 
   [[nodiscard]] Parameter parameter(const std::string& name) const {
-    return {name, read_tensor(source_, *source_->find(name), type_)};
+    const hub::TensorView& view = *source_->find(name);
+    if (!is_here_) return Parameter::elsewhere(name, view.shape, type_);
+    return {name, read_tensor(source_, view, type_)};
   }
   [[nodiscard]] Linear linear(const std::string& name, bool bias) const {
     return {name, parameter(name + ".weight"), bias ? std::optional(parameter(name + ".bias")) : std::nullopt,
@@ -114,6 +117,7 @@ class Builder {
  private:
   std::shared_ptr<const hub::TensorSource> source_;
   at::ScalarType type_;
+  bool is_here_;
 };
 
 }  // namespace
@@ -123,7 +127,8 @@ Decoder::Decoder(Decoder&&) noexcept = default;
 Decoder& Decoder::operator=(Decoder&&) noexcept = default;
 Decoder::~Decoder() = default;
 
-Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, at::ScalarType storage) {
+Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, at::ScalarType storage,
+                      const std::optional<LayerSharing>& sharing) {
   TORCH_CHECK(storage == at::kFloat || storage == at::kBFloat16, "Decoder: float32 or bfloat16");
   check_names(source, expected_tensors(spec), spec.tied_embeddings, "the model");
   auto impl = std::make_unique<DecoderImpl>();
@@ -133,7 +138,14 @@ Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, 
   const Builder builder(impl->source, storage);
   impl->embedding = std::make_shared<Parameter>(builder.parameter("model.embed_tokens.weight"));
   for (int64_t i = 0; i < spec.layers; ++i) {
-    impl->layers.push_back(builder.layer(spec, i));
+    const bool is_here = !sharing || sharing->holds(i);
+    impl->layers.push_back(Builder(impl->source, storage, is_here).layer(spec, i));
+  }
+  if (sharing) {
+    std::vector<std::vector<Parameter*>> layers;
+    for (Layer& layer : impl->layers) layers.push_back(DecoderImpl::weights_of(layer));
+    impl->gathered = std::make_unique<GatheredLayers>(*sharing, std::move(layers));
+    impl->checkpoints_gradients = true;
   }
   impl->norm = builder.parameter("model.norm.weight");
   impl->head =
@@ -149,6 +161,10 @@ at::Tensor Decoder::hidden_states(const Batch& batch, KvCache* cache) const {
                       .rope = rope_table(model.spec.rope, batch.positions, batch.cu_seqlens, model.dtype),
                       .lora = model.lora_options(),
                       .cache = cache};
+  if (model.gathered) {
+    TORCH_CHECK(cache == nullptr, "Decoder: no cache with shared layers");
+    model.gathered->begin_forward(at::GradMode::is_enabled());
+  }
   at::Tensor x = model.embedding->rows(batch.tokens);  // [T, C]
   for (int64_t i = 0; i < model.spec.layers; ++i) {
     const Layer& layer = model.layers[static_cast<size_t>(i)];
@@ -156,6 +172,8 @@ at::Tensor Decoder::hidden_states(const Batch& batch, KvCache* cache) const {
       // The block outlives this call: it keeps its own stream (tensors are shared, boundaries copied).
       const auto block = [&layer, &model, i, boundaries = batch.cu_seqlens, rope = stream.rope,
                           lora = stream.lora](const at::Tensor& input) {
+        const GatheredLayers::Use weights =
+            model.gathered ? model.gathered->use(i) : GatheredLayers::Use();  // until the layer is computed
         return transform(layer, i, input, {model.spec, boundaries, rope, lora, nullptr});
       };
       x = checkpoint(block, x, /*uses_random_numbers=*/stream.lora.dropout > 0);
@@ -178,10 +196,18 @@ at::Tensor Decoder::loss_sum(const Batch& batch) const {
   return ops::linear_cross_entropy(hidden_states(batch), impl_->head->value(), batch.labels);
 }
 
+void Decoder::take_part() const {
+  if (!impl_->gathered) return;
+  const at::Tensor one = at::zeros({1}, at::kLong);
+  const at::Tensor nothing = loss_sum({.tokens = one, .labels = one, .positions = one, .cu_seqlens = {0, 1}}).mul(0);
+  if (nothing.requires_grad()) nothing.backward();
+}
+
 void Decoder::set_training(bool training) {
   impl_->is_training = training;
 }
 void Decoder::set_gradient_checkpointing(bool on) {
+  TORCH_CHECK(on || !impl_->gathered, "Decoder: shared layers are recomputed in the backward");
   impl_->checkpoints_gradients = on;
 }
 const DecoderSpec& Decoder::spec() const {

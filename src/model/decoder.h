@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "hub/adapter.h"
 #include "hub/tensor_source.h"
 #include "model/kv_cache.h"
+#include "model/layer_sharing.h"
 #include "model/spec.h"
 
 namespace fettle::model {
@@ -38,8 +40,11 @@ class Decoder {
  public:
   /// Weights of `source` in `storage` (kBFloat16 or kFloat), which is also the type the model computes in. Bytes that
   /// already have that type stay mapped and are not copied; the others are converted once. Nothing is trainable yet.
-  /// Throws Error{kData} naming missing, extra and mis-shaped tensors.
-  static Decoder load(const DecoderSpec& spec, const hub::TensorSource& source, at::ScalarType storage);
+  /// With `sharing` the weights of a layer are read by its holder alone, and exchanged whenever the layer computes:
+  /// then all ranks compute equally often, and the layers' activations are recomputed in the backward. Throws
+  /// Error{kData} naming missing, extra and mis-shaped tensors.
+  static Decoder load(const DecoderSpec& spec, const hub::TensorSource& source, at::ScalarType storage,
+                      const std::optional<LayerSharing>& sharing = {});
   Decoder(Decoder&&) noexcept;
   Decoder& operator=(Decoder&&) noexcept;
   ~Decoder();
@@ -76,6 +81,10 @@ class Decoder {
   /// Sum of the token losses over the labels that are not -100: float32 scalar. Differentiable with respect to
   /// trainable() when gradients are enabled. Zero if there is no target.
   [[nodiscard]] at::Tensor loss_sum(const Batch& batch) const;
+
+  /// On a rank that has no batch while others compute a loss, in the place of that and, if gradients are enabled, of
+  /// its backward, where layers are shared: takes part in the exchange and adds nothing. Elsewhere it does nothing.
+  void take_part() const;
 
   /// true: LoRA dropout is active (drawn from the default CPU generator). A new model is not in training mode.
   void set_training(bool training);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "model/decoder.h"
+#include "model/gathered_layers.h"
 #include "model/linear.h"
 #include "model/parameter.h"
 #include "ops/lora_linear.h"
@@ -42,6 +43,7 @@ struct DecoderImpl {
   double lora_scaling = 1.0;
   bool is_training = false;
   bool checkpoints_gradients = false;
+  std::unique_ptr<GatheredLayers> gathered;  // null: every layer's weights are here
 
   [[nodiscard]] bool is_tied() const { return head == embedding; }
   [[nodiscard]] ops::LoraOptions lora_options() const {
@@ -49,6 +51,8 @@ struct DecoderImpl {
   }
   /// In the order of the computation; the head, a product with no bias and no LoRA, is not among them.
   [[nodiscard]] std::vector<Linear*> linears();
+  /// The weights of a layer, LoRA's not included.
+  [[nodiscard]] static std::vector<Parameter*> weights_of(Layer& layer);
   /// All, LoRA's included, each once, in the order of the computation.
   [[nodiscard]] std::vector<Parameter*> parameters();
 };

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <utility>
 
+#include "base/error.h"
 #include "base/log.h"
 #include "model/decoder_impl.h"
 #include "model/lora_targets.h"
@@ -76,6 +77,12 @@ LoraTargets install(DecoderImpl& model, const hub::AdapterConfig& config, const 
   }
   for (Parameter* parameter : model.parameters()) {
     if (is_saved(module_of(*parameter))) {
+      if (model.gathered && parameter->name().starts_with("model.layers.")) {
+        throw Error(ExitCode::kConfig,
+                    fmt::format("lora_modules_to_save trains {} whole, which zero_stage 3 cannot share out",
+                                module_of(*parameter)),
+                    "use zero_stage 2");
+      }
       parameter->train(start({parameter->name(), parameter->stored().sizes().vec()}));
     }
   }
@@ -109,6 +116,17 @@ std::vector<Linear*> DecoderImpl::linears() {
   for (Layer& layer : layers) {
     all.insert(all.end(), {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down});
   }
+  return all;
+}
+
+std::vector<Parameter*> DecoderImpl::weights_of(Layer& layer) {
+  std::vector<Parameter*> all{&layer.input_norm, &layer.post_attention_norm};
+  for (Linear* linear : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down}) {
+    all.push_back(&linear->weight);
+    if (linear->bias.has_value()) all.push_back(&*linear->bias);
+  }
+  if (layer.query_norm.has_value()) all.push_back(&*layer.query_norm);
+  if (layer.key_norm.has_value()) all.push_back(&*layer.key_norm);
   return all;
 }
 
@@ -203,7 +221,11 @@ void Decoder::load_adapter(const hub::AdapterConfig& config, const hub::TensorSo
 void Decoder::make_trainable_full() {
   TORCH_CHECK(!impl_->adapter.has_value(), "Decoder: an adapter is trained instead of the whole model");
   for (Parameter* parameter : impl_->parameters()) {
-    parameter->train(read_tensor(impl_->source, *impl_->source->find(parameter->name()), at::kFloat));
+    if (parameter->is_elsewhere()) {
+      parameter->train_elsewhere();
+    } else {
+      parameter->train(read_tensor(impl_->source, *impl_->source->find(parameter->name()), at::kFloat));
+    }
   }
 }
 

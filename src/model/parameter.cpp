@@ -4,8 +4,11 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_dense_backward.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <limits>
 #include <utility>
 
 namespace fettle::model {
@@ -48,11 +51,27 @@ class Rows : public torch::autograd::Function<Rows> {
 
 Parameter::Parameter(std::string name, at::Tensor value) : name_(std::move(name)), value_(std::move(value)) {}
 
+Parameter Parameter::elsewhere(std::string name, at::IntArrayRef shape, at::ScalarType type) {
+  // A value that is used before it has arrived shows at once.
+  Parameter parameter(std::move(name), at::full({}, std::numeric_limits<double>::quiet_NaN(), type).expand(shape));
+  parameter.is_elsewhere_ = true;
+  return parameter;
+}
+
+void Parameter::arrive(at::Tensor value) {
+  value_ = std::move(value);
+}
+
+void Parameter::leave() {
+  value_ = at::full({}, std::numeric_limits<double>::quiet_NaN(), value_.scalar_type()).expand(value_.sizes());
+}
+
 at::Tensor Parameter::value() const {
   if (!is_trained() || !at::GradMode::is_enabled()) {
     return value_;
   }
-  return value_.scalar_type() == at::kFloat ? master_ : CastOnce::apply(master_, Copy{value_});
+  const bool is_master = value_.scalar_type() == at::kFloat && !is_elsewhere_;
+  return is_master ? master_ : CastOnce::apply(master_, Copy{value_});
 }
 
 at::Tensor Parameter::rows(const at::Tensor& indices) const {
@@ -66,8 +85,13 @@ void Parameter::train(const at::Tensor& start) {
   value_ = type == at::kFloat ? master_.detach() : master_.detach().to(type);  // float32: the same memory
 }
 
+void Parameter::train_elsewhere() {
+  TORCH_CHECK(is_elsewhere_, name_, ": its value is here");
+  master_ = at::zeros({}, at::kFloat).expand(value_.sizes()).requires_grad_(true);
+}
+
 void Parameter::refresh() {
-  if (is_trained() && value_.scalar_type() != at::kFloat) {
+  if (is_trained() && !is_elsewhere_ && value_.scalar_type() != at::kFloat) {
     value_.copy_(master_.detach());
   }
 }

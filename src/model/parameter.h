@@ -12,6 +12,8 @@ class Parameter {
  public:
   /// Frozen. `value` may be mapped memory: it is never written.
   Parameter(std::string name, at::Tensor value);
+  /// One whose value is on another rank, and here only between `arrive` and `leave`. It takes no memory.
+  static Parameter elsewhere(std::string name, at::IntArrayRef shape, at::ScalarType type);
 
   /// As transformers names it, e.g. model.norm.weight, without PEFT's prefix.
   [[nodiscard]] const std::string& name() const { return name_; }
@@ -27,13 +29,21 @@ class Parameter {
   [[nodiscard]] const at::Tensor& master() const { return master_; }
   /// Trains the parameter from a copy of `start` on, in float32. The frozen value is given up.
   void train(const at::Tensor& start);
+  /// The same for one that is elsewhere, as its master is: a leaf of its shape that only collects the gradient.
+  void train_elsewhere();
   /// Copies the master into the compute type.
   void refresh();
+
+  [[nodiscard]] bool is_elsewhere() const { return is_elsewhere_; }
+  /// The value of one that is elsewhere, in the compute type.
+  void arrive(at::Tensor value);
+  void leave();
 
  private:
   std::string name_;
   at::Tensor value_;
   at::Tensor master_;
+  bool is_elsewhere_ = false;
 };
 
 }  // namespace fettle::model

@@ -88,9 +88,15 @@ Evaluation evaluate_over_ranks(dist::Group& group, const model::Decoder& model, 
   const data::BatchOrder batches(dataset, order, 0);
   double loss_sum = 0;
   double target_tokens = 0;
-  for (int64_t i = group.rank(); i < batches.batches() && stop_signal() == 0; i += group.size()) {
-    const data::Batch batch = batches.batch(i);
-    if (batch.target_tokens == 0) continue;
+  const int64_t rounds = (batches.batches() + group.size() - 1) / group.size();
+  for (int64_t round = 0; round < rounds; ++round) {
+    const int64_t i = round * group.size() + group.rank();
+    const bool has_batch = i < batches.batches() && stop_signal() == 0;
+    const data::Batch batch = has_batch ? batches.batch(i) : data::Batch();
+    if (batch.target_tokens == 0) {
+      model.take_part();
+      continue;
+    }
     const SectionMark mark(Section::kEvaluation, fmt::format("batch {} of {}", i + 1, batches.batches()));
     loss_sum += model.loss_sum(to_tensors(batch)).item<double>();
     target_tokens += static_cast<double>(batch.target_tokens);

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -28,6 +29,7 @@
 #include "train/result.h"
 #include "train/save.h"
 #include "train/shared_checkpoint.h"
+#include "train/shared_result.h"
 
 namespace fettle::train {
 namespace fs = std::filesystem;
@@ -87,6 +89,10 @@ class FineTuning {
     return evaluate_over_ranks(*group_, model, *data_.validation, evaluation_order(config_));
   }
   [[nodiscard]] bool is_main() const { return group_->is_main(); }
+  /// zero_stage 3.
+  [[nodiscard]] bool shares_weights() const { return config_.distributed.zero_stage == 3 && group_->size() > 1; }
+  [[nodiscard]] std::map<std::string, int64_t> weight_owners() const;
+  [[nodiscard]] std::optional<model::LayerSharing> sharing() const;
   void require_same_on_all_ranks() const;
   [[nodiscard]] StartingPoint starting_point() const;
   [[nodiscard]] int64_t batches_per_step(const StartingPoint& start) const;
@@ -101,9 +107,12 @@ class FineTuning {
   void resume(const fs::path& checkpoint, Run& run);
   std::optional<Evaluation> train_from(const StartingPoint& start, model::Decoder& model, MetricsLog& metrics);
   [[nodiscard]] std::unique_ptr<Saver> make_saver(const Run& run) const;
-  void log_sharing(const Run& run) const;
   void evaluate_before(const Run& run);
+  [[nodiscard]] uint64_t max_shard_bytes() const {
+    return static_cast<uint64_t>(config::parse_bytes(config_.output.max_shard_size).value());
+  }
   void save_result(const model::Decoder& model) const;
+  void save_shared_result(const model::Decoder& model) const;
   [[nodiscard]] Evaluation probe(const model::Decoder& model) const;
   [[nodiscard]] model::Decoder verified(model::Decoder model) const;
 
@@ -114,21 +123,33 @@ class FineTuning {
   fs::path output_dir_;
   nlohmann::json identity_;
   TrainingState state_;
+  Shards shards_;
   std::optional<Evaluation> before_;
   bool has_begun_ = false;  ///< output_dir holds this run
 };
+
+std::map<std::string, int64_t> FineTuning::weight_owners() const {
+  return tensor_owners(inputs_.spec, group_->size(), !config_.lora.use_peft);
+}
+
+std::optional<model::LayerSharing> FineTuning::sharing() const {
+  if (!shares_weights()) return std::nullopt;
+  return layer_sharing(group_, inputs_.spec, weight_owners());
+}
 
 model::Decoder FineTuning::make_model(const StartingPoint& start) const {
   config::ModelConfig options = config_.model;
   // A checkpoint holds the adapter's configuration too; the adapter that training began with may have been replaced.
   if (start.checkpoint && !options.adapter_name_or_path.empty()) options.adapter_name_or_path = *start.checkpoint;
-  model::Decoder model = load_model(inputs_, options, compute_type(config_.training), config_.lora.lora_dropout);
+  model::Decoder model =
+      load_model(inputs_, options, compute_type(config_.training), config_.lora.lora_dropout, sharing());
   if (!config_.lora.use_peft) {
     model.make_trainable_full();
   } else if (config_.model.adapter_name_or_path.empty()) {
     model.add_lora(config_.lora, static_cast<uint64_t>(config_.training.seed));
   }
-  model.set_gradient_checkpointing(config_.training.gradient_checkpointing);
+  const bool recomputes = config_.training.gradient_checkpointing;
+  model.set_gradient_checkpointing(recomputes || shares_weights());
   return model;
 }
 
@@ -137,13 +158,15 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
   StepLoader loader(data_.train, training_order(config_), state_.batches_per_step, {group_->rank(), group_->size()});
   const int64_t total = total_steps(training, loader.steps_per_epoch());
   if (is_main()) log_plan(total, loader.steps_per_epoch());
-  Shards shards(group_, config_.distributed.zero_stage, model.trainable());
+  const bool trains_shared = shares_weights() && !config_.lora.use_peft;
+  shards_ = Shards(group_, config_.distributed.zero_stage, model.trainable(),
+                   trains_shared ? weight_owners() : std::map<std::string, int64_t>());
   Run run{.options = training,
           .model = model,
           .parameters = model.trainable(),
           .loader = std::move(loader),
           .total_steps = total,
-          .optimizer = AdamW(shards.owned(), training),
+          .optimizer = AdamW(shards_.owned(), training),
           .schedule = Schedule::from_config(training, peak_learning_rate(training, config_.lora), total),
           .metrics = metrics,
           .state = state_,
@@ -155,9 +178,9 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
     for (const model::NamedTensor& parameter : run.parameters) leaves.push_back(parameter.tensor);
     run.gradients =
         std::make_shared<dist::GradientBuckets>(group_, std::move(leaves), config_.distributed.ddp_bucket_cap_mb << 20,
-                                                shards.share_gradients() ? shards.owners() : std::vector<int64_t>());
+                                                shards_.share_gradients() ? shards_.owners() : std::vector<int64_t>());
   }
-  run.shards = std::move(shards);
+  run.shards = shards_;
   if (evaluates()) run.evaluate = [this, &model] { return evaluate_on_validation(model); };
   return run;
 }
@@ -179,7 +202,7 @@ Snapshot FineTuning::snapshot(const Run& run) const {
 }
 
 SharedSnapshot FineTuning::shared_snapshot(const Run& run) const {
-  return {weights_file(), shared_weights(run.parameters),
+  return {weights_file(), shared_weights(run.parameters, run.shards, group_->rank()),
           shared_optimizer_state(run.parameters, run.shards, run.optimizer.state()), saved_state(run)};
 }
 
@@ -217,16 +240,7 @@ std::unique_ptr<Saver> FineTuning::make_saver(const Run& run) const {
   if (!is_main() && !run.shards.share_optimizer()) return nullptr;
   double bytes = 0;
   for (const model::NamedTensor& each : run.parameters) bytes += 3.0 * static_cast<double>(each.tensor.nbytes());
-  AddFiles add_files;
-  if (config_.lora.use_peft) {
-    add_files = [adapter = adapter_config(run.model, config_.model)](const fs::path& folder) {
-      hub::write_adapter_config(folder, adapter);
-    };
-  } else {
-    add_files = [text = inputs_.base.config.dump(2) + '\n'](const fs::path& folder) {
-      write_file(folder / "config.json", text);
-    };
-  }
+  AddFiles add_files = config_.lora.use_peft ? adapter_files(run.model, config_.model) : model_files(inputs_.base);
   const int64_t keep = config_.training.save_total_limit;
   const auto check = [folder = output_dir_] { require_in_place(folder); };
   if (run.shards.share_optimizer()) {
@@ -237,18 +251,6 @@ std::unique_ptr<Saver> FineTuning::make_saver(const Run& run) const {
   return std::make_unique<CheckpointSaver>(
       CheckpointSaver::Options{output_dir_, keep, config_.training.async_save, bytes, check},
       [this](const Run& state) { return snapshot(state); }, std::move(add_files));
-}
-
-void FineTuning::log_sharing(const Run& run) const {
-  const int64_t stage = config_.distributed.zero_stage;
-  if (stage == 0) return;
-  if (!run.shards.share_optimizer()) {
-    log::info("zero_stage {} has no effect: there is one process, and nothing to share out", stage);
-    return;
-  }
-  if (config_.training.async_save) {
-    log::info("async_save has no effect with zero_stage {}: the ranks stop while they save together", stage);
-  }
 }
 
 void FineTuning::evaluate_before(const Run& run) {
@@ -262,9 +264,23 @@ void FineTuning::save_result(const model::Decoder& model) const {
   if (config_.lora.use_peft) {
     save_adapter(output_dir_, model, config_.model, inputs_.tokenizer);
   } else {
-    save_full_model(output_dir_, model, inputs_.base, inputs_.tokenizer,
-                    static_cast<uint64_t>(config::parse_bytes(config_.output.max_shard_size).value()));
+    save_full_model(output_dir_, model, inputs_.base, inputs_.tokenizer, max_shard_bytes());
   }
+}
+
+/// As save_result and verified, where the weights are shared out: on all ranks, and nothing is loaded again.
+void FineTuning::save_shared_result(const model::Decoder& model) const {
+  const bool verifies = config_.output.verify_saved_model;
+  if (config_.lora.use_peft) {
+    if (!is_main()) return;
+    save_result(model);
+    if (verifies) verify_adapter(output_dir_, model.adapter_tensors());
+  } else {
+    const std::vector<SharedTensor> weights = shared_weights(model.trainable(), shards_, group_->rank());
+    save_shared_model(*group_, output_dir_, weights, inputs_, max_shard_bytes());
+    if (verifies) verify_shared_model(*group_, output_dir_, weights, inputs_);
+  }
+  if (verifies) log::info("verified: the result read back from disk has the same bits");
 }
 
 Evaluation FineTuning::probe(const model::Decoder& model) const {
@@ -294,11 +310,11 @@ model::Decoder FineTuning::verified(model::Decoder model) const {
 std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, model::Decoder& model,
                                                  MetricsLog& metrics) {
   Run run = make_run(model, metrics);
-  log_sharing(run);
+  log_sharing(config_, group_->size());
   const std::unique_ptr<Saver> saver = make_saver(run);
   run.saver = saver.get();
   if (start.checkpoint) resume(*start.checkpoint, run);
-  share_tensors(*group_, run.parameters);
+  share_tensors(*group_, run.shards.held_by_all());
   if (!run.shards.share_optimizer()) share_tensors(*group_, run.optimizer.state());
   model.refresh_compute_weights();
   evaluate_before(run);
@@ -379,7 +395,11 @@ void FineTuning::run_in_folder() {
   }
   mark.reset();
   std::optional<Evaluation> after = train_from(start, model, *metrics);
-  if (is_main()) {
+  if (shares_weights()) {
+    const SectionMark saving(Section::kSave, "the result");
+    if (is_main()) require_in_place(output_dir_);
+    save_shared_result(model);
+  } else if (is_main()) {
     const SectionMark saving(Section::kSave, "the result");
     require_in_place(output_dir_);
     save_result(model);
@@ -404,7 +424,7 @@ void FineTuning::evaluate_only() {
                 "give validation_file or validation_split_percentage");
   }
   const Evaluation evaluation =
-      evaluate_on_validation(load_model(inputs_, config_.model, compute_type(config_.training)));
+      evaluate_on_validation(load_model(inputs_, config_.model, compute_type(config_.training), {}, sharing()));
   if (!is_main()) return;
   log_evaluation("evaluation", evaluation);
   make_directories(output_dir_);

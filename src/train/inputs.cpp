@@ -43,8 +43,8 @@ at::ScalarType compute_type(const config::TrainingConfig& training) {
 }
 
 model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type,
-                          std::optional<double> lora_dropout) {
-  model::Decoder decoder = model::Decoder::load(inputs.spec, inputs.base.open_weights(), type);
+                          std::optional<double> lora_dropout, const std::optional<model::LayerSharing>& sharing) {
+  model::Decoder decoder = model::Decoder::load(inputs.spec, inputs.base.open_weights(), type, sharing);
   if (model.adapter_name_or_path.empty()) return decoder;
   const auto folder = hub::resolve_folder(model.adapter_name_or_path, model, "adapter_name_or_path");
   hub::AdapterConfig adapter = hub::read_adapter_config(folder);

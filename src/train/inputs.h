@@ -33,7 +33,9 @@ void require_vocabulary(const ModelInputs& inputs, const data::TokenDataset& dat
 at::ScalarType compute_type(const config::TrainingConfig& training);
 
 /// The base's weights, with those of adapter_name_or_path if it is set. `lora_dropout`: in place of the adapter's own.
+/// `sharing`: see model::Decoder::load.
 model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type,
-                          std::optional<double> lora_dropout = std::nullopt);
+                          std::optional<double> lora_dropout = std::nullopt,
+                          const std::optional<model::LayerSharing>& sharing = std::nullopt);
 
 }  // namespace fettle::train

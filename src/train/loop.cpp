@@ -253,7 +253,11 @@ double forward_backward(model::Decoder& model, const Step& step, dist::GradientB
   for (size_t i = 0; i < static_cast<size_t>(step.rounds); ++i) {
     const bool has_batch = i < step.batches.size() && stop_signal() == 0;
     if (gradients != nullptr) gradients->begin_batch(/*is_last=*/i + 1 == step.batches.size());
-    if (has_batch && step.batches[i].target_tokens > 0) loss += forward_backward(model, step, i);
+    if (has_batch && step.batches[i].target_tokens > 0) {
+      loss += forward_backward(model, step, i);
+    } else {
+      model.take_part();
+    }
     if (gradients != nullptr) gradients->end_batch();
   }
   return loss;

@@ -35,6 +35,15 @@ hub::AdapterConfig adapter_config(const model::Decoder& model, const config::Mod
   return config;
 }
 
+AddFiles adapter_files(const model::Decoder& model, const config::ModelConfig& base) {
+  return
+      [adapter = adapter_config(model, base)](const fs::path& folder) { hub::write_adapter_config(folder, adapter); };
+}
+
+AddFiles model_files(const hub::ModelFolder& base) {
+  return [text = base.config.dump(2) + '\n'](const fs::path& folder) { write_file(folder / "config.json", text); };
+}
+
 void save_adapter(const fs::path& folder, const model::Decoder& model, const config::ModelConfig& base,
                   const text::Tokenizer& tokenizer) {
   const std::vector<model::NamedTensor> tensors = model.adapter_tensors();
@@ -70,14 +79,8 @@ at::ScalarType stored_type(const hub::TensorSource& source) {
   return largest->dtype == hub::DType::kF16 ? at::kHalf : at::kBFloat16;
 }
 
-void save_full_model(const fs::path& folder, const model::Decoder& model, const hub::ModelFolder& base,
-                     const text::Tokenizer& tokenizer, uint64_t max_shard_size) {
-  const at::ScalarType type = stored_type(base.open_weights());
-  std::vector<model::NamedTensor> tensors;
-  for (const model::NamedTensor& weight : model.weights()) {
-    tensors.push_back({weight.name, weight.tensor.detach().to(type)});
-  }
-  require_finite(tensors);
+void write_model_files(const fs::path& folder, const hub::ModelFolder& base, const text::Tokenizer& tokenizer,
+                       at::ScalarType type) {
   copy_tokenizer(tokenizer, folder);
   nlohmann::json config = base.config;
   config.erase("torch_dtype");
@@ -86,6 +89,17 @@ void save_full_model(const fs::path& folder, const model::Decoder& model, const 
   if (!base.generation_config.empty()) {
     write_file(folder / "generation_config.json", base.generation_config.dump(2) + '\n');
   }
+}
+
+void save_full_model(const fs::path& folder, const model::Decoder& model, const hub::ModelFolder& base,
+                     const text::Tokenizer& tokenizer, uint64_t max_shard_size) {
+  const at::ScalarType type = stored_type(base.open_weights());
+  std::vector<model::NamedTensor> tensors;
+  for (const model::NamedTensor& weight : model.weights()) {
+    tensors.push_back({weight.name, weight.tensor.detach().to(type)});
+  }
+  require_finite(tensors);
+  write_model_files(folder, base, tokenizer, type);
   hub::write_model_safetensors(folder, TensorViews(tensors).views(), max_shard_size);
   sync_directory(folder);
 }

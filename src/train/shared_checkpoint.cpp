@@ -42,10 +42,14 @@ void send_to_main(dist::Group& group, const std::vector<SharedTensor>& tensors) 
 
 }  // namespace
 
-std::vector<SharedTensor> shared_weights(const std::vector<model::NamedTensor>& parameters) {
+std::vector<SharedTensor> shared_weights(const std::vector<model::NamedTensor>& parameters, const Shards& shards,
+                                         int64_t rank) {
   std::vector<SharedTensor> weights;
-  for (const model::NamedTensor& each : parameters) {
-    weights.push_back({.name = each.name, .shape = each.tensor.sizes().vec(), .tensor = each.tensor});
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const at::Tensor& tensor = parameters[i].tensor;
+    const int64_t holder = shards.is_held_by_all(i) ? SharedTensor::kAllRanks : shards.owners()[i];
+    const bool is_here = holder == SharedTensor::kAllRanks || holder == rank;
+    weights.push_back({parameters[i].name, tensor.sizes().vec(), holder, is_here ? tensor : at::Tensor()});
   }
   return weights;
 }

@@ -37,8 +37,9 @@ struct SharedSnapshot {
   nlohmann::json state;  ///< rank 0's counts
 };
 
-/// The trained weights of a run. All ranks hold them.
-std::vector<SharedTensor> shared_weights(const std::vector<model::NamedTensor>& parameters);
+/// The trained weights of a run.
+std::vector<SharedTensor> shared_weights(const std::vector<model::NamedTensor>& parameters, const Shards& shards,
+                                         int64_t rank);
 /// What AdamW::state() of all ranks together is: of every parameter, with its owner. `own`: that of this rank.
 std::vector<SharedTensor> shared_optimizer_state(const std::vector<model::NamedTensor>& parameters,
                                                  const Shards& shards, const std::vector<model::NamedTensor>& own);

@@ -12,7 +12,6 @@
 #include "base/error.h"
 
 namespace fettle::train {
-namespace {
 
 hub::DType file_type(const model::NamedTensor& tensor) {
   static const std::map<at::ScalarType, hub::DType> table = {
@@ -22,8 +21,6 @@ hub::DType file_type(const model::NamedTensor& tensor) {
   if (found != table.end()) return found->second;
   throw Error(ExitCode::kInternal, fmt::format("tensor {} has a type that safetensors does not", tensor.name));
 }
-
-}  // namespace
 
 TensorViews::TensorViews(const std::vector<model::NamedTensor>& tensors) {
   for (const model::NamedTensor& tensor : tensors) {

@@ -24,6 +24,9 @@ class TensorViews {
   std::vector<hub::TensorView> views_;
 };
 
+/// The type of a tensor as files name it. Throws Error{kInternal} if safetensors has none.
+hub::DType file_type(const model::NamedTensor& tensor);
+
 /// Throws Error{kDiverged} naming the first tensor with a NaN or an infinity.
 void require_finite(const std::vector<model::NamedTensor>& tensors);
 

@@ -7,6 +7,8 @@
 #include <fmt/ranges.h>
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -36,9 +38,14 @@ inline const dist::RankFunction fine_tuning(
       fine_tune(parsed.config, setup.launch());
     }));
 
+/// For the ranks that are started next.
+inline void set_options(const Options& options) {
+  ::setenv("FETTLE_TEST_OPTIONS", fmt::format("{}", fmt::join(options, "\n")).c_str(), 1);
+}
+
 /// What all ranks of a run ended with.
 inline std::vector<dist::Outcome> run_ranks(int64_t world_size, const Options& options) {
-  ::setenv("FETTLE_TEST_OPTIONS", fmt::format("{}", fmt::join(options, "\n")).c_str(), 1);
+  set_options(options);
   dist::Ranks ranks({.function = "fine_tune", .world_size = world_size});
   return ranks.end();
 }
@@ -96,22 +103,25 @@ inline std::map<std::string, at::Tensor> tensors_of(const std::filesystem::path&
   return tensors;
 }
 
-/// ‖a − b‖ / ‖b‖ over all tensors of two files, which have the same names.
+/// ‖a − b‖ / ‖b‖ over all tensors of two files, which have the same names; the largest of that over the kinds of
+/// tensors (exp_avg, exp_avg_sq, step, weight), which differ in size.
 inline double distance(const std::filesystem::path& a, const std::filesystem::path& b) {
   const auto one = tensors_of(a);
   const auto other = tensors_of(b);
   EXPECT_EQ(one.size(), other.size());
-  double difference = 0;
-  double size = 0;
+  std::map<std::string, std::pair<double, double>> squares;
   for (const auto& [name, tensor] : other) {
     if (!one.contains(name)) {
       ADD_FAILURE() << a << " lacks " << name;
       continue;
     }
+    auto& [difference, size] = squares[name.substr(name.rfind('.'))];
     difference += tensor.sub(one.at(name)).to(at::kDouble).square().sum().item<double>();
     size += tensor.to(at::kDouble).square().sum().item<double>();
   }
-  return std::sqrt(difference / size);
+  double largest = 0;
+  for (const auto& [kind, sums] : squares) largest = std::max(largest, std::sqrt(sums.first / sums.second));
+  return largest;
 }
 
 inline std::filesystem::path newest_checkpoint(const std::filesystem::path& output_dir) {
@@ -119,6 +129,20 @@ inline std::filesystem::path newest_checkpoint(const std::filesystem::path& outp
   if (all.empty()) throw std::runtime_error("no checkpoint in " + output_dir.string());
   EXPECT_EQ(why_broken(all.back()), "");
   return all.back();
+}
+
+/// The files with this ending, by name.
+inline std::map<std::string, std::string> files_ending_in(const std::filesystem::path& folder, const char* ending) {
+  std::map<std::string, std::string> found;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string name = entry.path().filename();
+    if (name.ends_with(ending)) found[name] = read_file(entry.path());
+  }
+  return found;
+}
+
+inline nlohmann::json results_of(const std::filesystem::path& output_dir) {
+  return nlohmann::json::parse(read_file(output_dir / "all_results.json"));
 }
 
 /// The weights' file of a checkpoint.
