@@ -3,10 +3,12 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <system_error>
+#include <thread>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -38,6 +40,28 @@ bool FileLock::try_lock() {
 
 void FileLock::lock() {
   take(LOCK_EX);
+}
+
+bool FileLock::lock_unless_silent(std::chrono::milliseconds longest) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::milliseconds kPause(100);
+  // Counted by this process's clock from a change on: that of the volume may differ.
+  struct stat seen {};
+  for (Clock::time_point changed = Clock::now(); !try_lock(); std::this_thread::sleep_for(kPause)) {
+    struct stat now {};
+    ::fstat(descriptor_, &now);
+    if (now.st_mtim.tv_sec != seen.st_mtim.tv_sec || now.st_mtim.tv_nsec != seen.st_mtim.tv_nsec) {
+      seen = now;
+      changed = Clock::now();
+    } else if (Clock::now() - changed > longest) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void FileLock::touch() {
+  ::futimens(descriptor_, nullptr);  // where it fails, those that wait go on by themselves
 }
 
 }  // namespace fettle

@@ -2,6 +2,7 @@
 /// Locks between processes.
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 
 namespace fettle {
@@ -20,6 +21,10 @@ class FileLock {
   [[nodiscard]] bool try_lock();
   /// Waits until no other process holds it.
   void lock();
+  /// The same, but gives up on a holder that has not called `touch` for `longest`; false then.
+  [[nodiscard]] bool lock_unless_silent(std::chrono::milliseconds longest);
+  /// Shows whoever waits that the holder is alive.
+  void touch();
 
  private:
   bool take(int operation);

@@ -4,10 +4,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdlib>
 #include <filesystem>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <thread>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -81,17 +84,35 @@ class CacheLock {
     } catch (const Error&) {  // what prevents the lock prevents the cache, which says so
       return;
     }
-    if (lock_->try_lock()) return;
-    log::info("{}: waiting for another process that prepares the same records", split);
-    lock_->lock();
-    waited_ = true;
+    if (!lock_->try_lock()) {
+      log::info("{}: waiting for another process that prepares the same records", split);
+      waited_ = lock_->lock_unless_silent(kSilence);
+      if (!waited_) {
+        log::warning("{}: the process that prepares the same records does not answer; this one prepares them too",
+                     split);
+        return;
+      }
+    }
+    beat_ = std::jthread([this](const std::stop_token& stop) {
+      std::mutex mutex;
+      std::unique_lock hold(mutex);
+      while (!stop.stop_requested()) {
+        lock_->touch();
+        ended_.wait_for(hold, stop, std::chrono::seconds(1), [] { return false; });
+      }
+    });
   }
   /// Whether another process had it: what is in the cache now is as new as can be.
   [[nodiscard]] bool waited() const { return waited_; }
 
  private:
+  /// A holder that shows no life for so long is stopped or lost; the lock only saves work.
+  static constexpr std::chrono::seconds kSilence{20};
+
   std::optional<FileLock> lock_;
   bool waited_ = false;
+  std::condition_variable_any ended_;
+  std::jthread beat_;  // the last member: it uses the others
 };
 
 /// The cached split, or none. A file that cannot be trusted is reported and then made anew.

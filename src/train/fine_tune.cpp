@@ -324,7 +324,7 @@ std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, mod
 }
 
 void FineTuning::require_same_on_all_ranks() const {
-  for (const char* part : {"options", "data_options"}) group_->require_same("the options", identity_.at(part).dump());
+  for (const char* part : {"options", "data_options"}) group_->require_same("the configuration", identity_.at(part).dump());
   group_->require_same("the training records", identity_.at("dataset").get<std::string>());
   if (group_->size() > 1) group_->require_same("the base model", weights_fingerprint(inputs_.base.open_weights()));
 }

@@ -79,10 +79,11 @@ void require_no_spike(Run& run, double norm, double learning_rate) {
 
 [[noreturn]] void stop(Run& run) {
   save_now(run);
-  throw Error(
-      ExitCode::kPreempted,
-      fmt::format("stopped by {} at step {} of {}", signal_name(stop_signal()), run.state.step, run.total_steps),
-      "the state is saved: run the same command again to continue");
+  run.group->barrier();  // a launcher ends the others when one has ended: not before rank 0 has saved
+  const std::string cause = stop_signal() == 0 ? "a signal to another rank" : signal_name(stop_signal());
+  throw Error(ExitCode::kPreempted,
+              fmt::format("stopped by {} at step {} of {}", cause, run.state.step, run.total_steps),
+              "the state is saved: run the same command again to continue");
 }
 
 /// Dropout is on while this lives.
@@ -203,9 +204,10 @@ void run_steps(Run& run, StopDeferral& deferral) {
     require_finite(run, loss, norm, learning_rate);
     require_no_spike(run, norm, learning_rate);
     update(run, learning_rate);
+    bound.step_done(step, watch.seconds());
+    deferral.set_bound(bound.seconds(run));
     report.count(step, next, {loss, norm, learning_rate, watch.seconds()});
     report.show();
-    bound.step_done(step, watch.seconds());
     run.state.owes_evaluation = is_evaluation_due(run, step.ends_epoch);
     evaluate_if_owed(run, report);
     saves.save_if_due(run, step.ends_epoch, saves_by_clock);

@@ -5,8 +5,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <optional>
+#include <thread>
 
 #include "base/error.h"
 #include "support/temporary_folder.h"
@@ -43,6 +45,28 @@ TEST(FileLock, IsGivenUpByAProcessThatIsKilled) {
   ::kill(child, SIGKILL);
   lock.lock();  // would wait for ever
   ::waitpid(child, nullptr, 0);
+}
+
+TEST(FileLock, GivesUpOnAHolderThatShowsNoLife) {
+  using std::chrono::milliseconds;
+  const TemporaryFolder folder;
+  FileLock holder(folder / "lock");
+  ASSERT_TRUE(holder.try_lock());
+  FileLock waiter(folder / "lock");
+  EXPECT_FALSE(waiter.lock_unless_silent(milliseconds(300)));
+  const auto began = std::chrono::steady_clock::now();
+  std::jthread beat([&holder](const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      holder.touch();
+      std::this_thread::sleep_for(milliseconds(100));
+    }
+  });
+  std::jthread end([&beat] {
+    std::this_thread::sleep_for(milliseconds(1500));
+    beat.request_stop();
+  });
+  EXPECT_FALSE(waiter.lock_unless_silent(milliseconds(1000)));
+  EXPECT_GE(std::chrono::steady_clock::now() - began, milliseconds(2000)) << "it lived for longer than the limit";
 }
 
 TEST(FileLock, NeedsAFolder) {

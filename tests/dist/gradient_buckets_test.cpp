@@ -52,22 +52,27 @@ std::vector<at::Tensor> expected_gradients(int64_t first, int64_t count) {
   return gradients;
 }
 
-void require_equal(const Net& net, const std::vector<at::Tensor>& expected, const std::string& where) {
+/// `owners` empty: all are kept.
+void require_equal(const Net& net, const std::vector<at::Tensor>& expected, const std::vector<int64_t>& owners,
+                   const Group& group, const std::string& where) {
   for (size_t i = 0; i < expected.size(); ++i) {
-    if (!at::equal(gradient_of(net.weights[i]), expected[i])) {
-      throw Error(ExitCode::kInternal, fmt::format("{}: the gradient of weight {} differs", where, i));
-    }
+    const bool is_kept = owners.empty() || group.size() == 1 || owners[i] == group.rank();
+    const bool is_right =
+        is_kept ? at::equal(gradient_of(net.weights[i]), expected[i]) : !net.weights[i].grad().defined();
+    if (!is_right) throw Error(ExitCode::kInternal, fmt::format("{}: the gradient of weight {} differs", where, i));
   }
 }
 
 /// Two steps of `accumulation` micro-batches a rank with buckets of `bucket_bytes`; in the third, short step only the
 /// even ranks have a batch, and one alone.
-void train_steps(const std::shared_ptr<Group>& group, int64_t accumulation, int64_t bucket_bytes) {
+void train_steps(const std::shared_ptr<Group>& group, int64_t accumulation, int64_t bucket_bytes,
+                 const std::vector<int64_t>& owners) {
   const Net net;
-  GradientBuckets buckets(group, net.weights, bucket_bytes);
+  GradientBuckets buckets(group, net.weights, bucket_bytes, owners);
   const int64_t per_step = accumulation * group->size();
   const auto where = [&](const char* step) {
-    return fmt::format("{}, accumulation {}, buckets of {}", step, accumulation, bucket_bytes);
+    return fmt::format("{}, accumulation {}, buckets of {}, {} owners", step, accumulation, bucket_bytes,
+                       owners.size());
   };
   for (int64_t step = 0; step < 2; ++step) {
     buckets.begin();
@@ -78,7 +83,7 @@ void train_steps(const std::shared_ptr<Group>& group, int64_t accumulation, int6
       buckets.end_batch();
     }
     buckets.finish();
-    require_equal(net, expected_gradients(step * per_step, per_step), where("a step"));
+    require_equal(net, expected_gradients(step * per_step, per_step), owners, *group, where("a step"));
   }
   buckets.begin();
   if (group->rank() % 2 == 0) {
@@ -90,7 +95,7 @@ void train_steps(const std::shared_ptr<Group>& group, int64_t accumulation, int6
   buckets.finish();
   std::vector<at::Tensor> expected = expected_gradients(2 * per_step, 1);
   for (at::Tensor& gradient : expected) gradient.mul_((group->size() + 1) / 2);
-  require_equal(net, expected, where("the short step"));
+  require_equal(net, expected, owners, *group, where("the short step"));
 }
 
 /// One weight, one layer, two, everything.
@@ -99,7 +104,12 @@ constexpr int64_t kBucketBytes[] = {1, kWidth* kWidth * 4, 2 * kWidth* kWidth * 
 const RankFunction kSteps("train_steps", [](const RankSetup& setup) {
   const auto group = Group::join(setup.launch(), setup.options());
   for (const int64_t bytes : kBucketBytes) {
-    for (const int64_t accumulation : {1, 2}) train_steps(group, accumulation, bytes);
+    for (const int64_t accumulation : {1, 2}) {
+      train_steps(group, accumulation, bytes, {});
+      std::vector<int64_t> owners;
+      for (int64_t layer = 0; layer < kLayers; ++layer) owners.push_back(layer * group->size() / kLayers);
+      train_steps(group, accumulation, bytes, owners);
+    }
   }
   group->leave();
   say("equal");

@@ -9,7 +9,9 @@ Real volumes (tmpfs, a bind mount, ext4 in a file) where the user may mount, the
   power_cut          what is on an ext4 disk at a random operation, as after a power failure
   operations         every file operation of a save and of the final save fails once
   slow_and_short     short writes, interrupted calls, slow volumes: the run goes on
+  order_of_syncing   nothing gets its final name before it is on the disk, by the log of a run's operations
   unseen             a renamed checkpoint that is seen late
+  replaced           a checkpoint that is written again
 """
 
 import collections
@@ -141,28 +143,31 @@ def read_only(workplace, summary, _):
     if not mounts(summary):
         return
 
-    def check(point):
+    def check(case):
+        kind, point = case
         place = workplace.new("read-only")
-        disk = volume.MemoryVolume(place / "volume", 16 * MEBIBYTE)
+        disk = (volume.MemoryVolume(place / "volume", 16 * MEBIBYTE) if kind == "tmpfs"
+                else volume.Disk(place / "volume", place / "image", 32 * MEBIBYTE))
         output_dir = disk.point / "out"
         program = go(output_dir, place, f"{point},action=stop")
         stopped_at(program, point)
         whole = harness.whole_checkpoints(output_dir)
-        undo = volume.cover_read_only(output_dir)
+        repair = disk.become_read_only(output_dir)
         program.go_on()
         outcome = program.finish()
         require_refusal(outcome, output_dir, "Read-only file system")
-        undo()
+        repair()
         require(set(whole) <= set(harness.whole_checkpoints(output_dir)), "an earlier checkpoint is gone", outcome)
-        finish_after(workplace, place, output_dir, summary, "volumes that became read-only")
+        finish_after(workplace, place, output_dir, summary, f"volumes that became read-only, {kind}")
         disk.unmount()
     points = ["operations=mkdir,name=checkpoint-6.unfinished", "operations=open,name=checkpoint-6.unfinished/,nth=2",
               "operations=rename,name=checkpoint-6$", "operations=rename,name=out/adapter_model.safetensors"]
-    side_by_side(points, check, summary)
+    kinds = ["tmpfs", "ext4"] if disks(summary) else ["tmpfs"]
+    side_by_side([(kind, point) for kind in kinds for point in points], check, summary)
 
 
 def vanished(workplace, summary, _):
-    """A volume that is unmounted in the middle: exit 74, and nothing is written to what lies beneath."""
+    """A volume that is unmounted in the middle: exit 74, and the folder beneath does not pass for it."""
     if not mounts(summary):
         return
 
@@ -181,13 +186,14 @@ def vanished(workplace, summary, _):
         require(outcome.code == IO, f"exit {named(outcome.code)}, not {IO}", outcome)
         require(str(output_dir) in outcome.error, "the message does not name the folder", outcome)
         beneath = [str(path) for path in point_of_mount.rglob("*")]
-        require(not beneath, f"written to the folder beneath the volume: {beneath}", outcome)
+        require(not beneath or "metrics" not in point, f"a later save wrote beneath the volume: {beneath}", outcome)
         volume.show_also_at(disk.point, point_of_mount)
         finish_after(workplace, place, output_dir, summary, "volumes that vanished")
         volume.command("umount", "-l", point_of_mount)
         disk.unmount()
-    points = ["operations=mkdir,name=checkpoint-6.unfinished", "operations=open,name=checkpoint-6.unfinished/,nth=3",
-              "operations=rename,name=checkpoint-6$", "operations=open,name=out/.fettle-,nth=6"]
+    points = ["operations=write,name=metrics.jsonl,nth=4", "operations=mkdir,name=checkpoint-6.unfinished",
+              "operations=open,name=checkpoint-6.unfinished/,nth=3", "operations=rename,name=checkpoint-6$",
+              "operations=open,name=out/.fettle-,nth=6"]
     side_by_side([(mounted, point) for mounted in ("output_dir", "the folder above") for point in points], check, summary)
 
 
@@ -315,44 +321,61 @@ def operations(workplace, summary, random):
     side_by_side(list(failing_cases(operations_of_a_run(workplace), random)), check, summary)
 
 
+class SyncOrder:
+    """What of a run's files is on the disk for certain, by the log of its operations; paths are relative to output_dir."""
+
+    def __init__(self):
+        self._unsynced = set()  # files with bytes that no fsync has covered
+        self._names = {}  # path: folder of a name that is not on the disk yet
+        self._lines = self._synced_lines = 0  # of metrics.jsonl
+
+    def write(self, path):
+        self._unsynced.add(path)
+        self._lines += path == "/metrics.jsonl"
+
+    def fsync(self, path):
+        self._unsynced.discard(path)
+        self._names = {name: folder for name, folder in self._names.items() if folder != path}
+        if path == "/metrics.jsonl":
+            self._synced_lines = self._lines
+
+    def rename(self, target, source):
+        source = "/" + source.split("/out/", 1)[1]
+        loose = [path for path in self._unsynced if path == source or path.startswith(source + "/")]
+        loose += [name for name, folder in self._names.items() if folder == source]
+        if target == "/run.json":  # it says that the run is finished
+            loose += [name for name, folder in self._names.items() if folder == ""]
+        require(not loose, f"{target} gets its name, and {loose} are not on the disk")
+        checkpoint = re.fullmatch(r"/checkpoint-(\d+)", target)
+        if checkpoint:  # MORE has no evaluation: a line a step
+            require(self._synced_lines >= int(checkpoint.group(1)), f"{target}: {self._synced_lines} lines of metrics are synced")
+        self._names[target] = target.rsplit("/", 1)[0]
+
+    def remove(self, path):
+        if re.match(r"/checkpoint-\d+(/|$)", path):
+            pending = [name for name in self._names if re.fullmatch(r"/checkpoint-\d+", name)]
+            require(not pending, f"{path} is removed, and the name {pending} is not on the disk")
+
+
 def order_of_syncing(workplace, summary, _):
     """In the log of a whole run: nothing is renamed, or removed in its favour, before it is on the disk."""
-    unsynced, synced_folders, waiting = set(), {}, {}
-    for number, (operation, error, path, source) in enumerate(operations_of_a_run(workplace)):
-        if error != 0:
-            continue
-        if operation == "write":
-            unsynced.add(path)
-        elif operation == "fsync":
-            unsynced.discard(path)
-            synced_folders[path] = number
-            waiting = {name: folder for name, folder in waiting.items() if folder != path}
-        elif operation == "rename":
-            require_synced(number, path, source, unsynced, waiting)
-            waiting[path] = path.rsplit("/", 1)[0]
-            summary.count("renames of synced files and folders")
-        elif operation == "remove" and re.match(r"/checkpoint-\d+(/|$)", path):
-            pending = [name for name in waiting if re.fullmatch(r"/checkpoint-\d+", name)]
-            require(not pending, f"{path} is removed before the renaming of {pending} is synced")
-
-
-def require_synced(number, target, source, unsynced, waiting):
-    """`source` of a rename: a file, or a folder with all that is in it."""
-    source = "/" + source.split("/out/", 1)[1]
-    loose = [path for path in unsynced if path == source or path.startswith(source + "/")]
-    if re.fullmatch(r"/checkpoint-\d+", target):
-        loose += [path for path in unsynced if path == "/metrics.jsonl"]  # its lines would be missing after a power cut
-        loose += [path for path, folder in waiting.items() if folder == source]
-    if target == "/run.json":  # it says that the run is finished
-        loose += [path for path, folder in waiting.items() if folder == ""]
-    require(not loose, f"operation {number} renames to {target}, and {loose} are not synced")
+    order = SyncOrder()
+    for operation, error, path, source in operations_of_a_run(workplace):
+        if error == 0 and operation == "rename":
+            order.rename(path, source)
+            summary.count("renames of what was on the disk")
+        elif error == 0 and operation in ("write", "fsync", "remove"):
+            getattr(order, operation)(path)
 
 
 def slow_and_short(workplace, summary, _):
     """Short writes, interrupted calls and slow volumes are nothing to stop for."""
     def check(rules):
         place = workplace.new("slow")
-        outcome = go(place / "out", place, rules).finish()
+        program = go(place / "out", place, rules)
+        outcome = program.finish()
+        is_interrupted = any(error == errno.EINTR for _, error, _, _ in program.operations)
+        require(is_interrupted == ("EINTR" in rules), "no call was interrupted", outcome)
         harness.require_same(workplace.reference(KIND, *MORE), place / "out", outcome)
         summary.count("short, interrupted and slow volumes")
     side_by_side(["operations=write,times=0,action=half", "operations=write,nth=1,action=EINTR",
@@ -370,6 +393,7 @@ def unseen(workplace, summary, _):
         command = arguments(KIND, output_dir, *MORE)
         outcome = harness.run(command, place, rule + then, environment)
         require(outcome.code in (DONE, IO, -signal.SIGKILL), f"exit {named(outcome.code)}", outcome)
+        require((place / "unseen").exists(), "nothing was unseen", outcome)
         began = time.monotonic()
         while outcome.code != DONE and time.monotonic() - began < 10:
             outcome = harness.run(command, place, "action=EIO,name=no such file", environment)
@@ -380,7 +404,48 @@ def unseen(workplace, summary, _):
                   ";operations=remove,name=checkpoint-3,action=kill"], check, summary)
 
 
+def replaced(workplace, summary, _):
+    """A checkpoint that is written again, at a stop in the first step after a resume, is never gone, whatever fails.
+
+    There are file systems that cannot exchange two names (NFS): that is refused here as they do.
+    """
+    more = ["--max_steps=4", "--save_steps=2", "--save_total_limit=1", "--per_device_train_batch_size=16",
+            "--gradient_accumulation_steps=4", "--verify_saved_model=false"]  # a step takes long enough to be stopped in
+    reference = workplace.reference(KIND, *more)
+    template = workplace.new("template")
+    outcome = harness.run(arguments(KIND, template / "out", *more), template,
+                          "operations=mkdir,name=checkpoint-4.unfinished,action=kill")
+    require(harness.whole_checkpoints(template / "out") == [2], "it was to be killed with one checkpoint", outcome)
+
+    def check(rules):
+        place = workplace.new("replaced")
+        output_dir = place / "out"
+        shutil.copytree(template / "out", output_dir)
+        command = arguments(KIND, output_dir, *more)
+        program = Program(command, place, rules)
+        require(program.wait_for(lambda: harness.RESUMING.search(program.log)), "it does not resume")
+        program.ended(0.1)
+        program.send(signal.SIGTERM)
+        outcome = program.finish()
+        allowed = (harness.PREEMPTED, IO, -signal.SIGKILL)
+        require(outcome.code in allowed, f"exit {named(outcome.code)}", outcome)
+        was_replaced = any(path.endswith("/checkpoint-2") and operation == "exchange"
+                           for operation, _, path, _ in program.operations)
+        summary.count("checkpoints written again", was_replaced)
+        resumed = harness.run(command, place)
+        require(resumed.resumed in (2, 3), f"it was at step 2 and goes on from step {resumed.resumed}", resumed)
+        harness.require_same(reference, output_dir, resumed)
+    refused = "operations=exchange,times=0,action=EINVAL;"
+    removals = [f"operations=remove,name=/checkpoint-2/,nth={nth},action=kill" for nth in (1, 3, 5)]
+    others = ["operations=rename,name=/checkpoint-2$,action=kill", "operations=rename,name=/checkpoint-2$,action=EIO",
+              "operations=remove,name=/checkpoint-2$,action=kill", "operations=rename,name=/checkpoint-2,nth=6,action=EIO"]
+    side_by_side([refused + rules for rules in removals + others]
+                 + ["operations=exchange,times=0,action=EIO;operations=rename,name=/checkpoint-2$,action=EIO",
+                    "operations=exchange,action=late_EIO"], check, summary)
+    require(summary.counted("checkpoints written again") >= 5, "too few stops fell into the first step")
+
+
 if __name__ == "__main__":
     volume.enter_namespace()
     sys.exit(harness.main("disk", [full_at_random, full_at_a_point, read_only, vanished, power_cut, operations,
-                                   order_of_syncing, slow_and_short, unseen]))
+                                   order_of_syncing, slow_and_short, unseen, replaced]))

@@ -4,8 +4,10 @@
 ///
 ///   FETTLE_FAULT_FOLDER   absolute path; only what lies below it counts
 ///   FETTLE_FAULT_RULES    rules separated by ';', each of fields key=value separated by ',':
-///     operations=write+fsync  which of: open (for writing), read (open for reading), write, fsync, rename, mkdir, remove,
-///                             close (of a written file), truncate, stat, list; default: all but stat, read and list
+///     operations=write+fsync  which of: open (for writing), read (open for reading), write, fsync, rename, exchange
+///     (of
+///                             two names), mkdir, remove, close (of a written file), truncate, stat, list; default: all
+///                             but read, stat and list
 ///     name=text               only paths that contain the text, or, if it is followed by '$', end with it; of a rename
 ///                             its target counts
 ///     nth=5                   the first operation that the rule acts on, counted from 1 (default 1)
@@ -40,9 +42,9 @@
 
 enum { MOST_RULES = 8, MOST_UNSEEN = 64, LOG_DESCRIPTOR = 900, LONGEST_LINE = 2 * PATH_MAX + 64 };
 
-enum Operation { OPEN, READ, WRITE, FSYNC, RENAME, MKDIR, REMOVE, CLOSE, TRUNCATE, STAT, LIST, OPERATIONS };
-static const char* const operation_names[OPERATIONS] = {"open",   "read",  "write",    "fsync", "rename", "mkdir",
-                                                        "remove", "close", "truncate", "stat",  "list"};
+enum Operation { OPEN, READ, WRITE, FSYNC, RENAME, EXCHANGE, MKDIR, REMOVE, CLOSE, TRUNCATE, STAT, LIST, OPERATIONS };
+static const char* const operation_names[OPERATIONS] = {"open",  "read",   "write", "fsync",    "rename", "exchange",
+                                                        "mkdir", "remove", "close", "truncate", "stat",   "list"};
 
 enum Action { NOTHING, FAIL, FAIL_AFTER, HALF, DELAY, SIGNAL, UNSEEN };
 
@@ -68,11 +70,11 @@ static atomic_int unseen_count;
 static int log_descriptor = -1;
 
 /// The C library's function of this name.
-#define NEXT(function)                                                              \
-  ({                                                                                \
-    static __typeof__(&function) found;                                             \
+#define NEXT(function)                                                             \
+  ({                                                                               \
+    static __typeof__(&function) found;                                            \
     if (found == NULL) found = (__typeof__(&function))dlsym(RTLD_NEXT, #function); \
-    found;                                                                          \
+    found;                                                                         \
   })
 
 static _Noreturn void refuse(const char* what) {
@@ -85,7 +87,7 @@ static int errno_named(const char* name) {
     const char* name;
     int number;
   } known[] = {{"EIO", EIO},       {"ENOSPC", ENOSPC}, {"EROFS", EROFS},   {"EINTR", EINTR},
-               {"EDQUOT", EDQUOT}, {"ENOENT", ENOENT}, {"ESTALE", ESTALE}, {"EEXIST", EEXIST}};
+               {"EDQUOT", EDQUOT}, {"ENOENT", ENOENT}, {"ESTALE", ESTALE}, {"EINVAL", EINVAL}};
   for (size_t i = 0; i < sizeof known / sizeof *known; ++i) {
     if (strcmp(name, known[i].name) == 0) return known[i].number;
   }
@@ -303,7 +305,7 @@ static int settle(enum Operation operation, struct Fate fate, const char* path, 
   return -1;
 }
 
-#define OR_FAIL(fate)     \
+#define OR_FAIL(fate)      \
   if ((fate).error != 0) { \
     errno = (fate).error;  \
     return -1;             \
@@ -341,48 +343,41 @@ int open64(const char* path, int flags, ...) __attribute__((alias("open")));
 int openat64(int directory, const char* path, int flags, ...) __attribute__((alias("openat")));
 
 /// An operation on the open file `descriptor`.
-#define DESCRIPTOR_BODY(operation, descriptor, call)               \
-  char full[PATH_MAX];                                             \
-  if (!is_below_folder(descriptor, NULL, full)) return call;       \
-  const struct Fate fate = meet(operation, full);                  \
-  OR_FAIL(fate)                                                    \
+#define DESCRIPTOR_BODY(operation, descriptor, call)         \
+  char full[PATH_MAX];                                       \
+  if (!is_below_folder(descriptor, NULL, full)) return call; \
+  const struct Fate fate = meet(operation, full);            \
+  OR_FAIL(fate)                                              \
   return settle(operation, fate, full, call);
 
 /// An operation on the name `path`.
-#define PATH_BODY(operation, directory, path, call)                \
-  char full[PATH_MAX];                                             \
-  if (!is_below_folder(directory, path, full)) return call;        \
-  struct Fate fate = meet(operation, full);                        \
-  if (operation != MKDIR && is_unseen(full)) fate.error = ENOENT;  \
-  OR_FAIL(fate)                                                    \
+#define PATH_BODY(operation, directory, path, call)               \
+  char full[PATH_MAX];                                            \
+  if (!is_below_folder(directory, path, full)) return call;       \
+  struct Fate fate = meet(operation, full);                       \
+  if (operation != MKDIR && is_unseen(full)) fate.error = ENOENT; \
+  OR_FAIL(fate)                                                   \
   return settle(operation, fate, full, call);
 
-ssize_t write(int descriptor, const void* bytes, size_t size) {
-  char full[PATH_MAX];
-  if (!is_below_folder(descriptor, NULL, full)) return NEXT(write)(descriptor, bytes, size);
-  const struct Fate fate = meet(WRITE, full);
-  OR_FAIL(fate)
-  const ssize_t written = NEXT(write)(descriptor, bytes, fate.half && size > 1 ? size / 2 : size);
+/// A write of `size` bytes or parts: `call` does the first `part` of them.
+#define WRITE_BODY(descriptor, size, call)                                         \
+  char full[PATH_MAX];                                                             \
+  const int counts = is_below_folder(descriptor, NULL, full);                      \
+  const struct Fate fate = counts ? meet(WRITE, full) : (struct Fate){0, 0, 0, 0}; \
+  OR_FAIL(fate)                                                                    \
+  const __typeof__(size) part = fate.half && (size) > 1 ? (size) / 2 : (size);     \
+  const ssize_t written = call;                                                    \
+  if (!counts) return written;                                                     \
   return settle(WRITE, fate, full, written < 0 ? -1 : 0) < 0 ? -1 : written;
-}
 
-ssize_t writev(int descriptor, const struct iovec* parts, int count) {
-  char full[PATH_MAX];
-  if (!is_below_folder(descriptor, NULL, full)) return NEXT(writev)(descriptor, parts, count);
-  const struct Fate fate = meet(WRITE, full);
-  OR_FAIL(fate)
-  const ssize_t written = NEXT(writev)(descriptor, parts, fate.half && count > 1 ? count / 2 : count);
-  return settle(WRITE, fate, full, written < 0 ? -1 : 0) < 0 ? -1 : written;
-}
+ssize_t write(int descriptor, const void* bytes,
+              size_t size){WRITE_BODY(descriptor, size, NEXT(write)(descriptor, bytes, part))}
 
-ssize_t pwrite(int descriptor, const void* bytes, size_t size, off_t offset) {
-  char full[PATH_MAX];
-  if (!is_below_folder(descriptor, NULL, full)) return NEXT(pwrite)(descriptor, bytes, size, offset);
-  const struct Fate fate = meet(WRITE, full);
-  OR_FAIL(fate)
-  const ssize_t written = NEXT(pwrite)(descriptor, bytes, fate.half && size > 1 ? size / 2 : size, offset);
-  return settle(WRITE, fate, full, written < 0 ? -1 : 0) < 0 ? -1 : written;
-}
+ssize_t writev(int descriptor, const struct iovec* parts,
+               int count){WRITE_BODY(descriptor, count, NEXT(writev)(descriptor, parts, part))}
+
+ssize_t pwrite(int descriptor, const void* bytes, size_t size,
+               off_t offset){WRITE_BODY(descriptor, size, NEXT(pwrite)(descriptor, bytes, part, offset))}
 
 ssize_t pwrite64(int descriptor, const void* bytes, size_t size, off64_t offset) __attribute__((alias("pwrite")));
 
@@ -449,22 +444,27 @@ static void note_unseen(const char* path, long milliseconds) {
   fclose(stream);
 }
 
-int renameat(int from_directory, const char* from, int to_directory, const char* to) {
+int renameat2(int from_directory, const char* from, int to_directory, const char* to, unsigned flags) {
   char full[PATH_MAX];
-  if (!is_below_folder(to_directory, to, full)) return NEXT(renameat)(from_directory, from, to_directory, to);
-  const struct Fate fate = meet(RENAME, full);
+  const enum Operation operation = (flags & RENAME_EXCHANGE) != 0 ? EXCHANGE : RENAME;
+  if (!is_below_folder(to_directory, to, full)) return NEXT(renameat2)(from_directory, from, to_directory, to, flags);
+  const struct Fate fate = meet(operation, full);
   OR_FAIL(fate)
-  const int result = NEXT(renameat)(from_directory, from, to_directory, to);
+  const int result = NEXT(renameat2)(from_directory, from, to_directory, to, flags);
   const int error = errno;
   if (result == 0 && fate.unseen > 0) note_unseen(full, fate.unseen);
   char both[2 * PATH_MAX];
   snprintf(both, sizeof both, "%s <- %s", full, from);
   errno = error;
-  return settle(RENAME, fate, both, result);
+  return settle(operation, fate, both, result);
+}
+
+int renameat(int from_directory, const char* from, int to_directory, const char* to) {
+  return renameat2(from_directory, from, to_directory, to, 0);
 }
 
 int rename(const char* from, const char* to) {
-  return renameat(AT_FDCWD, from, AT_FDCWD, to);
+  return renameat2(AT_FDCWD, from, AT_FDCWD, to, 0);
 }
 
 int fstatat(int directory, const char* path, struct stat* status, int flags) {

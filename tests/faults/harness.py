@@ -37,6 +37,7 @@ SCALE = int(os.environ.get("FETTLE_FAULTS_SCALE", 1))
 JOBS = int(os.environ.get("FETTLE_FAULTS_JOBS", min(2, os.cpu_count() or 1)))
 LONGEST_RUN = 120  # seconds; a healthy one takes a few
 POLL = 0.001
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG")  # not a launcher's ranks, not a user's settings
 
 # Exit codes of src/base/error.h.
 DONE, DATA, IO, PREEMPTED, CONFIG = 0, 65, 74, 75, 78
@@ -49,7 +50,9 @@ RESUMING = re.compile(r"resuming from (\S+) at step (\d+) of \d+")
 STEP = re.compile(r"step (\d+)/\d+  loss")
 EVALUATED = re.compile(r"step (\d+)/\d+  evaluation loss")
 COMPLETE = re.compile(r"this run is complete already")
-STOPPING = re.compile(r"SIG(?:TERM|INT)\b.*?saving at step (\d+), within ([\d.]+) s")
+PROMISE = re.compile(r"SIG(?:TERM|INT): saving the state after this micro-batch(?:, within (\d+) s)?")
+AT_ONCE = re.compile(r"^stopped by SIG(?:TERM|INT); run the same command again", re.MULTILINE)
+STOPPED = re.compile(r"stopped by SIG(?:TERM|INT) at step (\d+) of \d+; the state is saved")
 ERROR = re.compile(r"^error: .*$", re.MULTILINE)
 WARNING = re.compile(r"^\S+ warning .*$", re.MULTILINE)
 
@@ -132,7 +135,7 @@ class Program:
         place.mkdir(parents=True, exist_ok=True)
         self.log_file = place / f"stderr-{time.monotonic_ns()}"
         self.operations_file = place / f"operations-{time.monotonic_ns()}"
-        variables = {name: value for name, value in os.environ.items() if not name.startswith(("FETTLE_", "HF_"))}
+        variables = {name: os.environ[name] for name in INHERITED if name in os.environ}
         variables |= {"XDG_CACHE_HOME": str(place / "cache"), "HF_HUB_OFFLINE": "1", "HOME": str(place)}
         if rules:
             folder = next(a.split("=", 1)[1] for a in command if a.startswith("--output_dir="))
@@ -235,14 +238,17 @@ NOT_COMPARED = {"README.md", "fettle_config.json", "manifest.json"}  # hold time
 def differences(reference, result):
     """One sentence for each file of two output folders that differs or lies in one of them alone. Both runs are done.
 
-    Checkpoints older than the newest may be left: one that cannot be removed is no reason to stop.
+    Of the checkpoints only the newest counts: one that cannot be removed, or the step at which a run was stopped, may
+    leave others behind it.
     """
+    older = {f"checkpoint-{step}" for place in (reference, result) for step in checkpoints(place)
+             if step < max(checkpoints(reference), default=0)}
+
     def files(folder):
-        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        paths = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        return {str(path) for path in paths if path.parts[0] not in older}
     there, here = files(reference), files(result)
-    older = {f"checkpoint-{step}" for step in checkpoints(result) if step < max(checkpoints(reference))}
-    found = [f"{name} is missing" for name in sorted(there - here)]
-    found += [f"{name} is left" for name in sorted(here - there) if name.split("/")[0] not in older]
+    found = [f"{name} is missing" for name in sorted(there - here)] + [f"{name} is left" for name in sorted(here - there)]
     for name in sorted(there & here):
         if pathlib.Path(name).name not in NOT_COMPARED and content(reference / name) != content(result / name):
             found.append(f"{name} differs")
@@ -286,10 +292,13 @@ def fingerprint(folder, leave_out=(".lock",)):
             for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in leave_out}
 
 
-def stage(log, output_dir):
-    """What a process was doing when it was killed, from its log and what it left."""
-    if any(path.name.endswith(".unfinished") for path in output_dir.glob("*")):
-        return "save"
+def was_saving(output_dir):
+    """Whether a process that was killed left a half written checkpoint. Saving goes on beside every other stage."""
+    return any(path.name.endswith(".unfinished") for path in output_dir.glob("*"))
+
+
+def stage(log):
+    """What a process was doing when it was killed, from its log."""
     steps = re.findall(r"(?:step|at step) (\d+)(?:/| of )(\d+)", log)
     if not steps:
         return "data" if STARTED in log and PREPARED not in log else "setup"
@@ -403,6 +412,8 @@ def main(name, tests):
     """Runs the test functions of a file, each given (workplace, summary, random); the process's exit code."""
     if not PROGRAM.exists():
         sys.exit(f"{PROGRAM} is absent: build it, or name its folder in FETTLE_BUILD")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored, and inherited
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print(f"{name}: seed {SEED}, {JOBS} at a time, {PROGRAM}", flush=True)
     workplace, summary = Workplace(name), Summary(name)
     wanted = sys.argv[1:]

@@ -16,20 +16,22 @@ import signal
 import struct
 import sys
 import time
+from random import Random
 
 import harness
 from harness import DONE, KINDS, PREEMPTED, Program, arguments, named, require
 
-MOST_STEPS = 60
+MOST_STEPS = 40
 MORE = [*harness.EVALUATION, f"--max_steps={MOST_STEPS}"]
-# At least so many in each stage: 50 and more of SIGKILL, 20 and more of SIGTERM and SIGINT.
-KILLS = {"save": 14, "step": 14, "setup": 8, "evaluation": 7, "final save": 5, "data": 3}
+# At least so many in each stage, a save goes on beside the others: 50 and more of SIGKILL, 20 and more of SIGTERM and
+# SIGINT.
+KILLS = {"save": 16, "step": 20, "setup": 10, "evaluation": 10, "final save": 6, "data": 4}
 SIGNALS = {"save": 5, "step": 6, "setup": 3, "evaluation": 5, "data": 1, "final save": 1}
 KILLS = {stage: number * harness.SCALE for stage, number in KILLS.items()}
 SIGNALS = {stage: number * harness.SCALE for stage, number in SIGNALS.items()}
 KILLS_A_CHAIN = 5
-MOST_ROUNDS = 6
-AT_ONCE = 3.0  # seconds from a signal before the first step to the end; it may be loading the model just then
+MOST_ROUNDS = 12
+AT_ONCE = 1.0  # seconds
 SAFE_DEATH = -signal.SIGTERM, -signal.SIGINT  # before main has begun there is nobody to answer a signal
 
 
@@ -138,7 +140,7 @@ class Aim:
         return program.wait_for(is_due) and self._after(program, self._durations.evaluation)
 
     def _final_save(self, program, _):
-        return self._after_text(program, f"step {MOST_STEPS}/{MOST_STEPS}  evaluation", self._durations.final)
+        return self._after_text(program, f"step {MOST_STEPS}/{MOST_STEPS}  evaluation", 0.7 * self._durations.final)
 
 
 def check_resume(output_dir, promised, outcome):
@@ -173,6 +175,7 @@ class Chain:
             program = self._start()
             reached = self._aim.wait(stage, program, self.output_dir)
             outcome = self._interrupt(program, self) if reached else program.finish()
+            require(reached or outcome.code == DONE, f"it ended with {named(outcome.code)} by itself", outcome)
             check_resume(self.output_dir, self._promised, outcome)
             self._promised = max([0, *harness.whole_checkpoints(self.output_dir)])
             if outcome.code == DONE:
@@ -207,7 +210,7 @@ def run_chains(workplace, summary, random, interrupt, wanted):
     def one(numbered):
         number, hand = numbered
         kind = kinds[number % len(kinds)]
-        aim = Aim(durations[kind], type(random)(f"{harness.SEED} {number} {hand}"))
+        aim = Aim(durations[kind], Random(f"{harness.SEED} {number} {hand}"))
         Chain(kind, workplace, aim, interrupt).go(hand)
         summary.count("interrupted runs compared with the uninterrupted")
     for _ in range(MOST_ROUNDS):
@@ -225,7 +228,9 @@ def sigkill(workplace, summary, random):
         outcome = program.finish()
         if outcome.code != DONE:
             require(outcome.code == -signal.SIGKILL, f"it ended with {named(outcome.code)} by itself", outcome)
-            summary.count("SIGKILL in " + harness.stage(outcome.log, chain.output_dir))
+            summary.count("SIGKILL")
+            summary.count("SIGKILL in " + harness.stage(outcome.log))
+            summary.count("SIGKILL in save", harness.was_saving(chain.output_dir))
         return outcome
 
     def wanted():
@@ -235,7 +240,7 @@ def sigkill(workplace, summary, random):
 
 
 def judge_stop(program, output_dir, number):
-    """Sends a stop signal and holds the program to its promises; returns the outcome and which promise it was."""
+    """Sends a stop signal and holds the program to its promises; returns the outcome and what it did."""
     before = harness.whole_checkpoints(output_dir)
     began = time.monotonic()
     program.send(number)
@@ -249,18 +254,20 @@ def judge_stop(program, output_dir, number):
         return outcome, "before main began"
     require(outcome.code == PREEMPTED, f"a stop signal ended it with {named(outcome.code)}", outcome)
     whole = harness.whole_checkpoints(output_dir)
-    promise = harness.STOPPING.search(outcome.log)
-    if promise is None and whole and outcome.last_step == whole[-1]:
-        return outcome, "exit 75, everything was saved"
-    if promise is None:
-        require(outcome.last_step is None, "it stopped after its first step without a word of saving", outcome)
-        require(seconds <= AT_ONCE, f"{seconds:.2f} s to stop before the first step", outcome)
-        require(whole == before, f"checkpoints {before} became {whole}", outcome)
-        return outcome, "exit 75 before the first step"
-    step, bound = int(promise.group(1)), float(promise.group(2))
-    require(seconds <= bound, f"{seconds:.2f} s to stop, promised were {bound}", outcome)
-    require(whole and whole[-1] == step, f"step {step} was promised, and {whole} are whole", outcome)
+    if harness.AT_ONCE.search(outcome.log):
+        nothing_to_save = outcome.last_step is None or outcome.last_step == MOST_STEPS
+        require(nothing_to_save and whole == before, f"checkpoints {before} became {whole}", outcome)
+        require(seconds <= AT_ONCE, f"{seconds:.2f} s to stop at once", outcome)
+        return outcome, "exit 75 at once, before the first step or after the last"
+    promise, stopped = harness.PROMISE.search(outcome.log), harness.STOPPED.search(outcome.log)
+    require(promise and stopped, "it does not say what it did", outcome)
+    step = int(stopped.group(1))
+    require(max([0, *whole]) == step, f"it stopped at step {step}, and {whole} are whole", outcome)
     require(outcome.last_step in (None, step), f"step {outcome.last_step} was done, saved is {step}", outcome)
+    if promise.group(1) is None:
+        require(outcome.last_step is None, "after a step it knows no bound", outcome)
+        return outcome, "exit 75, stopped in its first step"
+    require(seconds <= int(promise.group(1)), f"{seconds:.2f} s to stop, promised were {promise.group(1)}", outcome)
     return outcome, "exit 75, saved within the bound"
 
 
@@ -273,13 +280,13 @@ def stop_signals(workplace, summary, random):
         outcome, row = judge_stop(program, chain.output_dir, number)
         summary.count(f"{named(-number)}: {row}")
         if outcome.code == PREEMPTED:
-            summary.count("answered in " + harness.stage(outcome.log, chain.output_dir))
             summary.count("signals answered with exit 75")
         return outcome
 
     def wanted():
         missing = sum(SIGNALS.values()) - summary.counted("signals answered with exit 75")
-        return random.sample([stage for stage, number in SIGNALS.items() for _ in range(number)], max(0, missing))
+        stages = [stage for stage, number in SIGNALS.items() for _ in range(number)]
+        return stages if missing == len(stages) else ["step"] * missing
     run_chains(workplace, summary, random, stop, wanted)
     require(not wanted(), f"{len(wanted())} signals too few were answered with exit 75")
 
@@ -316,7 +323,7 @@ def second_signal(workplace, summary, _):
         first, second = pair
         program, command, place = begun(kind, workplace, "times=0,action=delay,ms=50", MORE)  # a save takes seconds
         program.send(first)
-        answered = program.wait_for(lambda: harness.STOPPING.search(program.log))
+        answered = program.wait_for(lambda: harness.PROMISE.search(program.log))
         began = time.monotonic()
         program.send(second)
         outcome = program.finish()

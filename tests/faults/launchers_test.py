@@ -21,8 +21,8 @@ from harness import DONE, PREEMPTED, PROGRAM, ROOT, named, require
 from ranks import Process, Ranks, Start, command
 
 SIZE, STEPS = 2, 60
-# A step takes some time: mpirun passes SIGTERM on only after a second.
-OPTIONS = {"max_steps": STEPS, "gradient_accumulation_steps": 8, "verify_saved_model": False}
+OPTIONS = {"max_steps": STEPS, "gradient_accumulation_steps": 2, "verify_saved_model": False}
+LONGER = OPTIONS | {"gradient_accumulation_steps": 8, "max_steps": 40}  # mpirun passes SIGTERM on only after a second
 TORCHRUN = ROOT / ".venv-test/bin/torchrun"
 MPIRUN = "mpirun"
 TIE = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # a worker ends with its launcher
@@ -79,15 +79,16 @@ LAUNCHERS = {"torchrun": (start_torchrun, "RANK"), "mpirun": (start_mpirun, "OMP
 class Launched:
     """A launcher at work; leaving the `with` ends it, and with it its workers."""
 
-    def __init__(self, name, place, *more):
+    def __init__(self, name, place, options, *more):
         self.output_dir = place / "out"
         self._place = place
         self._name = name
+        self._options = options
         self._more = more
         self.process = self._start()
 
     def _start(self):
-        return LAUNCHERS[self._name][0](self._place, command(self.output_dir, **OPTIONS), *self._more)
+        return LAUNCHERS[self._name][0](self._place, command(self.output_dir, **self._options), *self._more)
 
     def again(self):
         self.process = self._start()
@@ -111,27 +112,32 @@ class Launched:
 _REFERENCES = {}
 
 
-def reference(workplace):
-    """The output folder of two plain ranks, made once."""
-    if workplace not in _REFERENCES:
+def reference(workplace, options=None):
+    """The output folder of two plain ranks, made once. `options`: OPTIONS if not given."""
+    options = options or OPTIONS
+    key = str(options)
+    if key not in _REFERENCES:
         place = workplace.new("plain")
-        _REFERENCES[workplace] = ranks.train(command(place / "out", **OPTIONS), place, SIZE)
-    return _REFERENCES[workplace]
+        _REFERENCES[key] = ranks.train(command(place / "out", **options), place, SIZE)
+    return _REFERENCES[key]
 
 
 def environments(workplace, summary, _):
     """Every way in which a rank can be described."""
-    for name, variables in ENVIRONMENTS.items():
+    expected = reference(workplace)
+
+    def check(name):
         place = workplace.new("environment")
-        outcomes = ranks.run(command(place / "out", **OPTIONS), place, Start(SIZE, environment=variables))
-        ranks.require_same(reference(workplace), place / "out", outcomes)
+        outcomes = ranks.run(command(place / "out", **OPTIONS), place, Start(SIZE, environment=ENVIRONMENTS[name]))
+        ranks.require_same(expected, place / "out", outcomes)
         summary.count(f"{name}: same bytes")
+    harness.side_by_side(list(ENVIRONMENTS), check, summary)
 
 
 def launchers(workplace, summary, _):
     """torchrun and mpirun, from the start to the end."""
     for name in LAUNCHERS:
-        with Launched(name, workplace.new(name)) as launched:
+        with Launched(name, workplace.new(name), OPTIONS) as launched:
             outcome = launched.process.finish()
             ranks.require_same(reference(workplace), launched.output_dir, {0: outcome})
         summary.count(f"{name}: same bytes")
@@ -140,7 +146,7 @@ def launchers(workplace, summary, _):
 def restarted(workplace, summary, _):
     """torchrun starts both workers again when one was killed; the run goes on where it was."""
     for victim in range(SIZE):
-        with Launched("torchrun", workplace.new("restarted"), "--max-restarts=1") as launched:
+        with Launched("torchrun", workplace.new("restarted"), OPTIONS, "--max-restarts=1") as launched:
             launched.wait_for_step(7)
             ranks.kill(launched.workers()[victim])
             outcome = launched.process.finish()
@@ -165,19 +171,22 @@ def to_one_worker(launched):
 
 def stopped(workplace, summary, _):
     """However a launcher's run is told to stop, the state is saved, and the same command goes on from there."""
-    for name in LAUNCHERS:
-        for stop in (to_launcher, ctrl_c, to_one_worker):
-            with Launched(name, workplace.new("stopped")) as launched:
-                launched.wait_for_step(7)
-                stop(launched)
-                outcome = launched.process.finish()
-                check_stop(f"{name}, {stop.__name__}", outcome, launched.output_dir)
-                codes = re.findall(r"[Ee]xit ?code *: (\d+)", outcome.log)
-                require(stop is not to_one_worker or set(codes) == {str(PREEMPTED)}, f"{name} saw {codes}", outcome)
-                launched.again()
-                final = launched.process.finish()
-                ranks.require_same(reference(workplace), launched.output_dir, {0: final})
-            summary.count(f"{name}: {stop.__name__.replace('_', ' ')}: saved and continued")
+    expected = reference(workplace, LONGER)
+
+    def check(case):
+        name, stop = case
+        with Launched(name, workplace.new("stopped"), LONGER) as launched:
+            launched.wait_for_step(4)
+            stop(launched)
+            outcome = launched.process.finish()
+            check_stop(f"{name}, {stop.__name__}", outcome, launched.output_dir)
+            codes = re.findall(r"[Ee]xit ?code *: *(\d+)", outcome.log)
+            require(stop is not to_one_worker or set(codes) == {str(PREEMPTED)}, f"{name} saw {codes}", outcome)
+            launched.again()
+            ranks.require_same(expected, launched.output_dir, {0: launched.process.finish()})
+        summary.count(f"{name}: {stop.__name__.replace('_', ' ')}: saved and continued")
+    stops = (to_launcher, ctrl_c, to_one_worker)
+    harness.side_by_side([(name, stop) for name in LAUNCHERS for stop in stops], check, summary)
 
 
 def check_stop(name, outcome, output_dir):

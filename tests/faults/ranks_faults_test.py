@@ -193,7 +193,8 @@ def root_cause(case, pid):
     rank = case.rank
     gone = rf"rank {rank} \(host \S+, pid {pid}\) (is gone|has not answered for \d+ s)"
     absent = rf"ranks? (\d+, )*{rank}(, \d+)* of {SIZE} did not come within \d+ s"
-    unreachable = rf"rank \d did not reach rank {rank} at 127\.0\.0\.1:\d+ within \d+ s" if rank == 0 else gone
+    store = r"rank \d did not reach rank 0 at \S+:\d+ within \d+ s|rank 0 at \S+:\d+ (is gone|has not answered for \d+ s)"
+    unreachable = store if rank == 0 else gone
     return re.compile("^(" + "|".join((gone, absent, unreachable)) + ")")
 
 
@@ -248,6 +249,31 @@ def lost(workplace, summary, random):
         run_chains(deal(FAULTS, (signal.SIGKILL, signal.SIGSTOP), random), workplace, summary, random, judge)
     finally:
         table.show()
+
+
+def held_cache(workplace, summary, _):
+    """A rank that stops while it prepares the records for all ranks of its machine does not hold them for ever."""
+    place = workplace.new("held")
+    cache = place / "cache"
+    shim = {"LD_PRELOAD": str(harness.SHIM), "FETTLE_FAULT_FOLDER": str(cache),
+            "FETTLE_FAULT_RULES": "operations=rename,name=.tokens,action=stop"}
+
+    def environment(rank, size, port):
+        return ranks.plain(rank, size, port) | (shim if rank == 1 else {})
+    start = Start(SIZE, environment=environment, absent=(0, 2, 3))
+    with Ranks(command(place / "out", **OPTIONS), place, start) as running:
+        require(running.processes[1].wait_until_stopped(), f"it did not come to its cache\n{running.log}")
+        for rank in start.absent:
+            running.launch(rank)
+        expected = root_cause(Case("data", 1, signal.SIGSTOP), running.processes[1].pid)
+        for rank, outcome in running.finish(2 * LONGEST, without=(1,)).items():
+            require(outcome.code == UNAVAILABLE, f"rank {rank} ended with {named(outcome.code)}\n{running.log}")
+            require(expected.search(ranks.last_words(outcome)), f"rank {rank} does not name rank 1\n{running.log}")
+        running.processes[1].end()
+        for rank in range(SIZE):
+            running.launch(rank)
+        ranks.require_done(running.finish())
+    summary.count("ranks that stopped with the cache's lock")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -385,4 +411,4 @@ def disagreements(workplace, summary, _):
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main("ranks_faults", [lost, stop_signals, rendezvous, disagreements]))
+    sys.exit(harness.main("ranks_faults", [lost, held_cache, stop_signals, rendezvous, disagreements]))

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 INSIDE = "FETTLE_FAULTS_NAMESPACE"
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -17,7 +18,7 @@ def enter_namespace():
         return ""
     reasons = []
     for flags in (["-m"], ["-Urm"]):
-        tried = subprocess.run(["unshare", *flags, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True,
+        tried = subprocess.run(["unshare", *flags, "mount", "-t", "tmpfs", "none", tempfile.gettempdir()], capture_output=True, text=True,
                                check=False) if shutil.which("unshare") else None
         if tried is None:
             return "there is no unshare(1)"
@@ -82,6 +83,12 @@ class MemoryVolume(Volume):
         super().__init__(point)
         command("mount", "-t", "tmpfs", "-o", f"size={size // 1024}k", "none", self.point)
 
+    def become_read_only(self, folder):
+        """For everyone who comes by the folder's path; returns what undoes it."""
+        command("mount", "--bind", folder, folder)
+        command("mount", "-o", "remount,bind,ro", folder)
+        return lambda: command("umount", "-l", folder)
+
 
 class Disk(Volume):
     """An ext4 file system in a file. Its journal is written out when something is fsynced, and otherwise not for minutes."""
@@ -96,16 +103,19 @@ class Disk(Volume):
             command("mkfs.ext4", "-q", "-F", "-m", "0", self.image)
         command("mount", "-o", "loop,commit=300", self.image, self.point)
 
+    def become_read_only(self, _):
+        """As after an error of the disk; returns what repairs it."""
+        command("mount", "-o", "remount,abort", self.point)
+
+        def repair():
+            command("umount", self.point)
+            subprocess.run(["fsck.ext4", "-y", self.image], env={**os.environ, "PATH": PATH}, capture_output=True, check=False)
+            command("mount", "-o", "loop", self.image, self.point)
+        return repair
+
     def cut_power(self, image):
         """What would be found on the disk if the power failed now, as another image."""
         shutil.copyfile(self.image, image)
-
-
-def cover_read_only(folder):
-    """From now on the folder is read-only for everyone who comes by its path; returns how to undo it."""
-    command("mount", "--bind", folder, folder)
-    command("mount", "-o", "remount,bind,ro", folder)
-    return lambda: command("umount", "-l", folder)
 
 
 def show_also_at(folder, place):
