@@ -23,6 +23,8 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr const char* kRoster = "roster";
+/// Set beside kFailure where it is a mistake of whoever started the ranks: the advice.
+constexpr const char* kRefusal = "refusal";
 constexpr const char* kWorldSize = "world_size";
 
 std::string member_key(int64_t rank) {
@@ -54,7 +56,11 @@ Member read_member(const std::string& line) {
 
 /// Refuses this process. While the list of members is open, the run cannot go on without it, and the others say so too.
 [[noreturn]] void refuse(Store& store, const Error& error) {
-  if (!store.has({kRoster})) store.exchange(kFailure, "", error.what());
+  if (!store.has({kRoster})) {
+    if (error.code() == ExitCode::kConfig)
+      store.set(kRefusal, error.hint());  // first: whoever reads the failure looks for it
+    store.exchange(kFailure, "", error.what());
+  }
   throw Error(error);
 }
 
@@ -175,7 +181,11 @@ std::vector<Member> gather_members(Store& store, const Launch& launch, const Mem
   Wait wait(deadline, milliseconds(500));
   // Rank 0 alone closes the list: two that look for themselves may see two processes in the place of one rank.
   while (!store.has({kRoster})) {
-    if (store.has({kFailure})) throw Error(ExitCode::kUnavailable, store.get({kFailure})[0]);
+    if (store.has({kFailure})) {
+      const std::string failure = store.get({kFailure})[0];
+      if (store.has({kRefusal})) throw Error(ExitCode::kConfig, failure, store.get({kRefusal})[0]);
+      throw Error(ExitCode::kUnavailable, failure);
+    }
     if (self.rank == 0 && store.has(keys)) {
       store.set(kRoster, fmt::format("{}", fmt::join(store.get(keys), "\n")));
       continue;
