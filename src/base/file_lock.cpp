@@ -24,22 +24,14 @@ FileLock::~FileLock() {
   ::close(descriptor_);
 }
 
-bool FileLock::take(int operation) {
-  while (::flock(descriptor_, operation) != 0) {
+bool FileLock::try_lock() {
+  while (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
     if (errno == EINTR) continue;
     if (errno == EWOULDBLOCK) return false;
     log::warning("cannot lock {}: {}", file_.string(), std::generic_category().message(errno));
     break;
   }
   return true;
-}
-
-bool FileLock::try_lock() {
-  return take(LOCK_EX | LOCK_NB);
-}
-
-void FileLock::lock() {
-  take(LOCK_EX);
 }
 
 bool FileLock::lock_unless_silent(std::chrono::milliseconds longest) {

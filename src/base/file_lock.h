@@ -19,16 +19,12 @@ class FileLock {
 
   /// false: another process holds it.
   [[nodiscard]] bool try_lock();
-  /// Waits until no other process holds it.
-  void lock();
-  /// The same, but gives up on a holder that has not called `touch` for `longest`; false then.
+  /// Waits until no other process holds it, but gives up on a holder that has not called `touch` for `longest`: false.
   [[nodiscard]] bool lock_unless_silent(std::chrono::milliseconds longest);
   /// Shows whoever waits that the holder is alive.
   void touch();
 
  private:
-  bool take(int operation);
-
   std::filesystem::path file_;
   int descriptor_;
 };

@@ -94,7 +94,7 @@ class FineTuning {
   [[nodiscard]] std::map<std::string, int64_t> weight_owners() const;
   [[nodiscard]] std::optional<model::LayerSharing> sharing() const;
   void require_same_on_all_ranks() const;
-  [[nodiscard]] StartingPoint starting_point() const;
+  [[nodiscard]] StartingPoint starting_point();
   [[nodiscard]] int64_t batches_per_step(const StartingPoint& start) const;
   [[nodiscard]] model::Decoder make_model(const StartingPoint& start) const;
   [[nodiscard]] Run make_run(model::Decoder& model, MetricsLog& metrics);
@@ -122,6 +122,7 @@ class FineTuning {
   std::shared_ptr<dist::Group> group_;
   fs::path output_dir_;
   nlohmann::json identity_;
+  nlohmann::json resumed_;  ///< trainer_state.json of the checkpoint to continue from
   TrainingState state_;
   Shards shards_;
   std::optional<Evaluation> before_;
@@ -209,13 +210,11 @@ SharedSnapshot FineTuning::shared_snapshot(const Run& run) const {
 /// Takes up the state of a checkpoint. Rank 0 alone reads it, and the others get all from rank 0: their machines need
 /// not see the folder, or see it in time.
 void FineTuning::resume(const fs::path& checkpoint, Run& run) {
-  const nlohmann::json saved =
-      nlohmann::json::parse(share_text(*group_, is_main() ? read_checkpoint_state(checkpoint).dump() : ""));
   try {
-    run.state = saved.at("state").get<TrainingState>();
-    run.schedule.restore(saved.at("schedule"));
-    if (!saved.at("evaluation_before").is_null()) before_ = saved.at("evaluation_before").get<Evaluation>();
-    if (!saved.at("evaluation").is_null()) run.last_evaluation = saved.at("evaluation").get<Evaluation>();
+    run.state = resumed_.at("state").get<TrainingState>();
+    run.schedule.restore(resumed_.at("schedule"));
+    if (!resumed_.at("evaluation_before").is_null()) before_ = resumed_.at("evaluation_before").get<Evaluation>();
+    if (!resumed_.at("evaluation").is_null()) run.last_evaluation = resumed_.at("evaluation").get<Evaluation>();
   } catch (const nlohmann::json::exception&) {
     fail_version(checkpoint);
   }
@@ -241,16 +240,14 @@ std::unique_ptr<Saver> FineTuning::make_saver(const Run& run) const {
   double bytes = 0;
   for (const model::NamedTensor& each : run.parameters) bytes += 3.0 * static_cast<double>(each.tensor.nbytes());
   AddFiles add_files = config_.lora.use_peft ? adapter_files(run.model, config_.model) : model_files(inputs_.base);
-  const int64_t keep = config_.training.save_total_limit;
-  const auto check = [folder = output_dir_] { require_in_place(folder); };
+  const CheckpointWriter::Options options{output_dir_, config_.training.save_total_limit, bytes,
+                                          [folder = output_dir_] { require_in_place(folder); }};
   if (run.shards.share_optimizer()) {
-    const CheckpointWriter::Options options{output_dir_, keep, bytes, check};
     return std::make_unique<SharedSaver>(
         group_, options, [this](const Run& state) { return shared_snapshot(state); }, std::move(add_files));
   }
   return std::make_unique<CheckpointSaver>(
-      CheckpointSaver::Options{output_dir_, keep, config_.training.async_save, bytes, check},
-      [this](const Run& state) { return snapshot(state); }, std::move(add_files));
+      options, config_.training.async_save, [this](const Run& state) { return snapshot(state); }, std::move(add_files));
 }
 
 void FineTuning::evaluate_before(const Run& run) {
@@ -324,7 +321,8 @@ std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, mod
 }
 
 void FineTuning::require_same_on_all_ranks() const {
-  for (const char* part : {"options", "data_options"}) group_->require_same("the configuration", identity_.at(part).dump());
+  for (const char* part : {"options", "data_options"})
+    group_->require_same("the configuration", identity_.at(part).dump());
   group_->require_same("the training records", identity_.at("dataset").get<std::string>());
   if (group_->size() > 1) group_->require_same("the base model", weights_fingerprint(inputs_.base.open_weights()));
 }
@@ -333,9 +331,7 @@ void FineTuning::require_same_on_all_ranks() const {
 int64_t FineTuning::batches_per_step(const StartingPoint& start) const {
   const int64_t now = config_.training.gradient_accumulation_steps * group_->size();
   if (!start.checkpoint) return now;
-  const std::string text = is_main() ? read_checkpoint_state(*start.checkpoint).dump() : "";
-  const nlohmann::json kept =
-      nlohmann::json::parse(share_text(*group_, text)).value("/state/batches_per_step"_json_pointer, nlohmann::json());
+  const nlohmann::json kept = resumed_.value("/state/batches_per_step"_json_pointer, nlohmann::json());
   if (!kept.is_number_integer() || kept.get<int64_t>() < 1) fail_version(*start.checkpoint);
   if (kept != now) {
     log::info(
@@ -346,16 +342,18 @@ int64_t FineTuning::batches_per_step(const StartingPoint& start) const {
   return kept;
 }
 
-/// Where to begin, as rank 0 finds it.
-StartingPoint FineTuning::starting_point() const {
+/// Where to begin and what the run's state was there, as rank 0 finds it.
+StartingPoint FineTuning::starting_point() {
   nlohmann::json found;
   if (is_main()) {
     const StartingPoint start = find_starting_point(config_, identity_);
-    found = {start.finished, start.keeps_folder, start.checkpoint ? start.checkpoint->string() : ""};
+    found = {start.finished, start.keeps_folder, start.checkpoint ? start.checkpoint->string() : "", nullptr};
+    if (start.checkpoint) found[3] = read_checkpoint_state(*start.checkpoint);
   }
   found = nlohmann::json::parse(share_text(*group_, found.dump()));
   StartingPoint start{.finished = found[0], .keeps_folder = found[1]};
   if (!found[2].get<std::string>().empty()) start.checkpoint = found[2].get<std::string>();
+  resumed_ = found[3];
   return start;
 }
 
@@ -446,14 +444,6 @@ std::string settled_date(const config::Config& config, const text::Tokenizer& to
   return date;
 }
 
-}  // namespace
-
-double peak_learning_rate(const config::TrainingConfig& training, const config::LoraConfig& lora) {
-  return training.learning_rate.value_or(lora.use_peft ? 2e-4 : 2e-5);
-}
-
-namespace {
-
 void fine_tune_in(const std::shared_ptr<dist::Group>& group, const config::Config& config, ModelInputs inputs,
                   data::PreparedData data) {
   FineTuning fine_tuning(config, std::move(inputs), std::move(data), group);
@@ -474,6 +464,10 @@ void fine_tune_in(const std::shared_ptr<dist::Group>& group, const config::Confi
 }
 
 }  // namespace
+
+double peak_learning_rate(const config::TrainingConfig& training, const config::LoraConfig& lora) {
+  return training.learning_rate.value_or(lora.use_peft ? 2e-4 : 2e-5);
+}
 
 void fine_tune(const config::Config& given, const dist::Launch& launch) {
   if (launch.rank > 0) log::set_level(log::Level::kError);  // rank 0 warns for all

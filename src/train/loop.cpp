@@ -65,8 +65,7 @@ void require_no_spike(Run& run, double norm, double learning_rate) {
     if (norm > limit * median) {
       const std::string what = fmt::format(
           "the gradient norm {:.4g} of step {} (learning rate {:.3g}) is {:.1f} times the median of the {} steps "
-          "before "
-          "it; grad_spike_limit is {}",
+          "before it; grad_spike_limit is {}",
           norm, run.state.step + 1, learning_rate, norm / median, norms.size(), limit);
       fail_together(run, Error(ExitCode::kDiverged, what,
                                "look at that step's records, lower learning_rate, or raise grad_spike_limit; the state "

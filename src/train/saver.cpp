@@ -68,10 +68,10 @@ double CheckpointWriter::expected_seconds() const {
   return longest > 0 ? 2 * longest + 1 : kSlowSeconds + options_.bytes / kSlowBytesPerSecond;
 }
 
-CheckpointSaver::CheckpointSaver(Options options, std::function<Snapshot(const Run&)> snapshot, AddFiles add_files)
-    : writer_({std::move(options.output_dir), options.keep, options.bytes, std::move(options.check)},
-              std::move(add_files)),
-      is_asynchronous_(options.asynchronous),
+CheckpointSaver::CheckpointSaver(CheckpointWriter::Options options, bool is_asynchronous,
+                                 std::function<Snapshot(const Run&)> snapshot, AddFiles add_files)
+    : writer_(std::move(options), std::move(add_files)),
+      is_asynchronous_(is_asynchronous),
       snapshot_(std::move(snapshot)) {}
 
 CheckpointSaver::~CheckpointSaver() {

@@ -63,15 +63,10 @@ class CheckpointWriter {
 /// optimizer's state; it is kept for the next save.
 class CheckpointSaver : public Saver {
  public:
-  struct Options {
-    std::filesystem::path output_dir;
-    int64_t keep = 0;                  ///< save_total_limit
-    bool asynchronous = true;          ///< false: save returns when all is on the disk, and nothing is copied
-    double bytes = 0;                  ///< of one checkpoint, about: what the first save's time is expected by
-    std::function<void()> check = {};  ///< called before and after a save; what it throws fails the save
-  };
-  /// `snapshot` gives the live tensors and the state of a run. `add_files` runs in the writing thread.
-  CheckpointSaver(Options options, std::function<Snapshot(const Run&)> snapshot, AddFiles add_files);
+  /// `is_asynchronous` false: save returns when all is on the disk, and nothing is copied. `snapshot` gives the live
+  /// tensors and the state of a run. `add_files` runs in the writing thread.
+  CheckpointSaver(CheckpointWriter::Options options, bool is_asynchronous, std::function<Snapshot(const Run&)> snapshot,
+                  AddFiles add_files);
   ~CheckpointSaver() override;
 
   void save(const Run& run) override;

@@ -74,13 +74,24 @@ class TinyRun {
   }
 
   Run& run() { return *run_; }
+  /// The same run with other options, which outlive it, and so many steps.
+  [[nodiscard]] Run with(const config::TrainingConfig& options, int64_t steps) {
+    return {.options = options,
+            .model = model_,
+            .parameters = run_->parameters,
+            .loader = run_->loader,
+            .total_steps = steps,
+            .optimizer = run_->optimizer,
+            .schedule = run_->schedule,
+            .metrics = *metrics_};
+  }
   [[nodiscard]] Snapshot snapshot() const {
     return {"adapter_model.safetensors", run_->parameters, run_->optimizer.state(), {{"state", run_->state}}};
   }
   void save_every_step() {
     options_.save_steps = 1;
     saver_.emplace(
-        CheckpointSaver::Options{.output_dir = folder_}, [this](const Run&) { return snapshot(); }, AddFiles());
+        CheckpointWriter::Options{.output_dir = folder_}, true, [this](const Run&) { return snapshot(); }, AddFiles());
     run_->saver = &*saver_;
   }
   void resume(const std::filesystem::path& checkpoint) {
@@ -192,14 +203,7 @@ TEST(Train, EvaluatesAndSavesWhenDue) {
   config::TrainingConfig options = tiny.run().options;
   options.eval_strategy = "epoch";
   options.save_steps = 2;
-  train::Run run{.options = options,
-                 .model = tiny.run().model,
-                 .parameters = tiny.run().parameters,
-                 .loader = tiny.run().loader,
-                 .total_steps = 5,
-                 .optimizer = tiny.run().optimizer,
-                 .schedule = tiny.run().schedule,
-                 .metrics = tiny.run().metrics};
+  train::Run run = tiny.with(options, 5);
   run.evaluate = [&] {
     evaluated.push_back(run.state.step);
     return Evaluation{1.0, 1, 1};
@@ -217,15 +221,8 @@ TEST(Train, SavesAfterSaveMinutesToo) {
   NotingSaver saver;
   config::TrainingConfig options = tiny.run().options;
   options.save_minutes = 1e-9;
-  train::Run run{.options = options,
-                 .model = tiny.run().model,
-                 .parameters = tiny.run().parameters,
-                 .loader = tiny.run().loader,
-                 .total_steps = 3,
-                 .optimizer = tiny.run().optimizer,
-                 .schedule = tiny.run().schedule,
-                 .metrics = tiny.run().metrics,
-                 .saver = &saver};
+  train::Run run = tiny.with(options, 3);
+  run.saver = &saver;
   train(run);
   EXPECT_THAT(saver.steps, testing::ElementsAre(1, 2, 3));
 }
@@ -237,15 +234,9 @@ TEST(Train, StopsAtAGradientSpikeWithTheStateBeforeItSaved) {
   config::TrainingConfig options = tiny.run().options;
   options.grad_spike_limit = 3;
   options.save_strategy = "no";
-  train::Run run{.options = options,
-                 .model = tiny.run().model,
-                 .parameters = tiny.run().parameters,
-                 .loader = tiny.run().loader,
-                 .total_steps = 20,
-                 .optimizer = tiny.run().optimizer,
-                 .schedule = Schedule::from_config(options, 1e-6, 20),
-                 .metrics = tiny.run().metrics,
-                 .saver = &saver};
+  train::Run run = tiny.with(options, 20);
+  run.schedule = Schedule::from_config(options, 1e-6, 20);
+  run.saver = &saver;
   run.state.step = 15;
   run.state.gradient_norms.assign(12, 1e-9);
   const at::Tensor before = tiny.weights().front();

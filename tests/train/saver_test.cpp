@@ -33,7 +33,7 @@ class Saved {
              .schedule = Schedule::from_config(options_, 1e-2, 9),
              .metrics = metrics_},
         saver_(
-            {.output_dir = folder, .keep = 2, .asynchronous = asynchronous, .bytes = 0},
+            {.output_dir = folder, .keep = 2, .bytes = 0}, asynchronous,
             [this](const Run& run) {
               return Snapshot{
                   "adapter_model.safetensors", {{"w", weight_}}, {{"w.step", weight_}}, {{"step", run.state.step}}};
