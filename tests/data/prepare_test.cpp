@@ -38,7 +38,9 @@ std::vector<std::vector<int32_t>> all_ids(const TokenDataset& dataset) {
 
 fs::path only_cache_file(const config::DataConfig& config) {
   std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(config.dataset_cache_directory)) files.push_back(entry.path());
+  for (const auto& entry : fs::directory_iterator(config.dataset_cache_directory)) {
+    if (entry.path().extension() != ".lock") files.push_back(entry.path());
+  }
   EXPECT_EQ(files.size(), 1U);
   return files.at(0);
 }
