@@ -6,6 +6,7 @@
 #include <c10/core/GradMode.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
+#include <malloc.h>
 #include <omp.h>
 #include <sched.h>
 #include <sys/resource.h>
@@ -72,6 +73,14 @@ at::Generator generator() {
   return at::detail::getDefaultCPUGenerator();
 }
 
+/// A step frees what the next one needs again. By default glibc hands large blocks back to the kernel, which clears
+/// their pages anew at every step: a fifth of the time of full fine-tuning, a twentieth of LoRA's. The peak is the
+/// same.
+void keep_freed_memory() {
+  ::mallopt(M_MMAP_MAX, 0);  // large blocks from the heap too
+  ::mallopt(M_TRIM_THRESHOLD, -1);
+}
+
 }  // namespace
 
 Processor parse_processor(std::string_view cpuinfo) {
@@ -131,6 +140,7 @@ Device start(const config::DeviceConfig& options, int64_t processes) {
   // oneDNN keeps a compiled kernel for every length of a batch that it meets, by default 1,024 of them: half a gigabyte
   // where batches differ. A step needs some 40.
   ::setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160", /*overwrite=*/0);
+  keep_freed_memory();
   return device;
 }
 
