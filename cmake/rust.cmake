@@ -1,4 +1,4 @@
-# The Rust static library: tokenizers, minijinja, parquet behind a C ABI (rust/include/fettle_text.h).
+# The Rust static library: tokenizers, minijinja, parquet and blake3 behind a C ABI (rust/include/fettle_text.h).
 if(FETTLE_RUST_LIBRARY)
   set(rust_library "${FETTLE_RUST_LIBRARY}")
   add_custom_target(fettle_rust_build)
@@ -11,7 +11,7 @@ else()
     WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}/rust"
     DEPENDS ${rust_sources} "${CMAKE_SOURCE_DIR}/rust/Cargo.toml" "${CMAKE_SOURCE_DIR}/rust/Cargo.lock"
     USES_TERMINAL
-    COMMENT "Building the Rust library (tokenizers, minijinja, parquet)")
+    COMMENT "Building the Rust library (tokenizers, minijinja, parquet, blake3)")
   add_custom_target(fettle_rust_build DEPENDS "${rust_library}")
 endif()
 add_library(fettle_rust INTERFACE)

@@ -74,7 +74,7 @@ check_cargo
 install_python .venv tools/requirements.txt --no-deps
 for extra in "$@"; do
   case $extra in
-    test) install_python .venv-test tests/requirements.txt; install_packages iproute2 openmpi-bin ;;
+    test) install_python .venv-test tests/requirements.txt; install_packages b3sum iproute2 openmpi-bin ;;
     lint) install_packages clang-format clang-tidy ;;
     fuzz) install_packages clang libclang-rt-14-dev ;;
     model) install_model ;;

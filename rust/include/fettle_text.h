@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A C ABI over the Rust crates tokenizers, minijinja (chat templates) and parquet.
+ * A C ABI over the Rust crates tokenizers, minijinja (chat templates), parquet and blake3.
  *
  * Conventions, which hold for every function:
  * - A text is a pointer and a size in bytes, UTF-8, without a final zero. It is only read, only during the call, and
@@ -120,6 +120,17 @@ int64_t fettle_parquet_rows(const FettleParquet* reader);
 
 /* The next rows, about 1 MB of them, as JSON lines; *more is 0 (and the buffer empty) after the last. */
 int32_t fettle_parquet_next(FettleParquet* reader, FettleBuffer* out, int32_t* more, FettleBuffer* error);
+
+/* ---- blake3 ---- */
+
+typedef struct FettleBlake3 FettleBlake3;
+
+FettleBlake3* fettle_blake3_new(void);
+void fettle_blake3_free(FettleBlake3* hasher);
+void fettle_blake3_update(FettleBlake3* hasher, const uint8_t* data, size_t size);
+
+/* The hash of all bytes so far, into 32 bytes. */
+void fettle_blake3_finish(const FettleBlake3* hasher, uint8_t* out);
 
 #ifdef __cplusplus
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A C ABI over the `tokenizers`, `minijinja` and `parquet` crates; the contract is `include/fettle_text.h`.
+//! A C ABI over the `tokenizers`, `minijinja`, `parquet` and `blake3` crates; the contract is `include/fettle_text.h`.
 //!
 //! Every entry point runs inside [`guarded`]: an error or a panic of a crate becomes a status and a message, and never
 //! unwinds into C++. No memory and no stack end the process in words ([`last_words`]).
 
+mod blake3;
 mod chat_template;
 mod generation;
 mod last_words;

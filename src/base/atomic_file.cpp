@@ -9,7 +9,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <new>
 #include <random>
 #include <utility>
 
@@ -20,7 +24,8 @@ namespace fettle {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr size_t kBufferBytes = size_t{1} << 20;
+constexpr size_t kBufferBytes = size_t{4} << 20;
+constexpr size_t kAlignment = 4096;  // of memory, place and size, for O_DIRECT
 constexpr const char* kPrefix = ".fettle-";
 constexpr const char* kSuffix = ".tmp";
 constexpr int kAttempts = 8;
@@ -68,7 +73,11 @@ bool is_in_use(int descriptor) {
 
 }  // namespace
 
-AtomicFile::AtomicFile(const fs::path& path) : path_(follow_links(path)) {
+AtomicFile::AtomicFile(const fs::path& path, PageCache page_cache)
+    : path_(follow_links(path)),
+      page_cache_(page_cache),
+      buffer_(static_cast<std::byte*>(std::aligned_alloc(kAlignment, kBufferBytes)), std::free) {
+  if (!buffer_) throw std::bad_alloc();
   if (is_replaced(path_)) {
     open_temporary();
   } else {
@@ -101,30 +110,45 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::write(std::span<const std::byte> bytes) {
-  write(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+  while (!bytes.empty()) {
+    const size_t count = std::min(bytes.size(), kBufferBytes - buffered_);
+    std::memcpy(buffer_.get() + buffered_, bytes.data(), count);
+    buffered_ += count;
+    bytes = bytes.subspan(count);
+    if (buffered_ == kBufferBytes) flush();
+  }
 }
 
 void AtomicFile::write(std::string_view text) {
-  if (buffer_.size() + text.size() < kBufferBytes) {
-    buffer_ += text;
-    return;
-  }
-  flush();
-  write_through(text);
+  write(std::as_bytes(std::span(text)));
 }
 
-void AtomicFile::write_through(std::string_view bytes) {
+/// A full buffer may go past the page cache; the rest of a file has no size for that.
+void AtomicFile::flush() {
+  set_direct(page_cache_ == PageCache::kBypass && !temporary_.empty() && buffered_ == kBufferBytes);
+  std::span<const std::byte> bytes(buffer_.get(), buffered_);
   while (!bytes.empty()) {
     const ssize_t written = ::write(descriptor_, bytes.data(), bytes.size());
     if (written < 0 && errno == EINTR) continue;
+    if (written < 0 && errno == EINVAL && is_direct_) {  // also after a part that ended off the alignment
+      page_cache_ = PageCache::kKeep;
+      set_direct(false);
+      continue;
+    }
     if (written < 0) throw_system_error("write", path_, errno);
-    bytes.remove_prefix(static_cast<size_t>(written));
+    bytes = bytes.subspan(static_cast<size_t>(written));
   }
+  buffered_ = 0;
 }
 
-void AtomicFile::flush() {
-  write_through(buffer_);
-  buffer_.clear();
+void AtomicFile::set_direct(bool is_direct) {
+  if (is_direct == is_direct_) return;
+  const int flags = ::fcntl(descriptor_, F_GETFL);
+  if (flags < 0 || ::fcntl(descriptor_, F_SETFL, is_direct ? flags | O_DIRECT : flags & ~O_DIRECT) != 0) {
+    page_cache_ = PageCache::kKeep;  // this file system cannot
+    return;
+  }
+  is_direct_ = is_direct;
 }
 
 void AtomicFile::commit() {

@@ -3,13 +3,11 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <openssl/evp.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <iterator>
 #include <system_error>
@@ -147,39 +145,6 @@ void sync_directory(const fs::path& path) {
   const Descriptor folder(path, O_RDONLY | O_DIRECTORY);
   if (folder.get() < 0) throw_system_error("open folder", path, errno);
   if (::fsync(folder.get()) != 0) throw_system_error("sync folder", path, errno);
-}
-
-Sha256::Sha256() : context_(EVP_MD_CTX_new()) {
-  if (context_ == nullptr || EVP_DigestInit_ex(static_cast<EVP_MD_CTX*>(context_), EVP_sha256(), nullptr) != 1) {
-    throw Error(ExitCode::kInternal, "SHA-256 is not available from OpenSSL");
-  }
-}
-
-Sha256::~Sha256() {
-  EVP_MD_CTX_free(static_cast<EVP_MD_CTX*>(context_));
-}
-
-void Sha256::update(std::span<const std::byte> bytes) {
-  EVP_DigestUpdate(static_cast<EVP_MD_CTX*>(context_), bytes.data(), bytes.size());
-}
-
-void Sha256::update(std::string_view text) {
-  update(std::as_bytes(std::span(text.data(), text.size())));
-}
-
-std::string Sha256::finish() {
-  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
-  unsigned int length = 0;
-  EVP_DigestFinal_ex(static_cast<EVP_MD_CTX*>(context_), digest.data(), &length);
-  std::string hex;
-  for (unsigned int i = 0; i < length; ++i) hex += fmt::format("{:02x}", digest[i]);
-  return hex;
-}
-
-std::string sha256(std::string_view text) {
-  Sha256 hash;
-  hash.update(text);
-  return hash.finish();
 }
 
 }  // namespace fettle

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Files: reading whole, mapping, writing so that a reader never sees half a file, and hashing.
+/// Files: reading whole, mapping, writing so that a reader never sees half a file.
 #pragma once
 
 #include <cstddef>
@@ -58,23 +58,5 @@ Error system_error(std::string_view what, int error_number);
 
 /// Throws system_error("cannot <action> <path>").
 [[noreturn]] void throw_system_error(std::string_view action, const std::filesystem::path& path, int error_number);
-
-/// Streaming SHA-256 (FIPS 180-4), by OpenSSL.
-class Sha256 {
- public:
-  Sha256();
-  ~Sha256();
-  Sha256(const Sha256&) = delete;
-  Sha256& operator=(const Sha256&) = delete;
-  void update(std::span<const std::byte> bytes);
-  void update(std::string_view text);
-  /// 64 lower-case hexadecimal digits. Call once.
-  std::string finish();
-
- private:
-  void* context_;
-};
-
-std::string sha256(std::string_view text);
 
 }  // namespace fettle

@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/file_lock.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "data/batch.h"
 #include "data/build.h"

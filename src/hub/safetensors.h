@@ -31,11 +31,20 @@ Safetensors parse_safetensors(std::span<const std::byte> bytes, std::string_view
 /// Throws Error{kData} with `name` (the file) in the message.
 std::map<std::string, std::string> parse_safetensors_index(std::string_view json, std::string_view name);
 
-/// Writes one file: a temporary beside it, fsync, rename, so that a reader sees the old file or the new one. Bytes go
-/// from the views to the file without a copy; header and data are laid out as the reference does (8-byte alignment,
-/// larger types first, then by name). Throws Error{kIo} or {kPermission} and leaves no partial file.
-void write_safetensors(const std::filesystem::path& path, std::span<const TensorView> tensors,
-                       const std::map<std::string, std::string>& metadata);
+/// The bytes of a tensor, which are used before the next call.
+using TensorBytes = std::function<std::span<const std::byte>(const TensorView&)>;
+
+/// Writes one file: a temporary beside it, fsync, rename, so that a reader sees the old file or the new one. Header and
+/// data are laid out as the reference does (8-byte alignment, larger types first, then by name). Returns the BLAKE3
+/// hash of what it was given, whatever the disk made of it. Throws Error{kIo} or {kPermission} and leaves no partial
+/// file.
+std::string write_safetensors(const std::filesystem::path& path, std::span<const TensorView> tensors,
+                              const std::map<std::string, std::string>& metadata);
+
+/// The same for tensors that are not all in memory: the views have no bytes, and `bytes` gives them, in the order in
+/// which they are written.
+std::string write_safetensors(const std::filesystem::path& path, std::span<const TensorView> tensors,
+                              const std::map<std::string, std::string>& metadata, const TensorBytes& bytes);
 
 /// Writes a model: `folder`/model.safetensors, or, when it is larger than `max_shard_size` bytes,
 /// model-00001-of-0000N.safetensors … and model.safetensors.index.json, split and named as transformers does. Files of
@@ -43,11 +52,7 @@ void write_safetensors(const std::filesystem::path& path, std::span<const Tensor
 void write_model_safetensors(const std::filesystem::path& folder, std::span<const TensorView> tensors,
                              uint64_t max_shard_size);
 
-/// The bytes of a tensor, which are used before the next call.
-using TensorBytes = std::function<std::span<const std::byte>(const TensorView&)>;
-
-/// The same for a model larger than memory: the views have no bytes, and `bytes` gives them, in the order in which they
-/// are written.
+/// The same for a model larger than memory.
 void write_model_safetensors(const std::filesystem::path& folder, std::span<const TensorView> tensors,
                              uint64_t max_shard_size, const TensorBytes& bytes);
 

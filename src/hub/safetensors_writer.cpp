@@ -16,6 +16,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/utf8.h"
 #include "hub/json.h"
 #include "hub/path.h"
@@ -119,29 +120,41 @@ std::span<const std::byte> own_bytes(const TensorView& view) {
   return view.bytes;
 }
 
-void write_file_of(const fs::path& path, std::span<const TensorView> tensors,
-                   const std::map<std::string, std::string>& metadata, const TensorBytes& bytes) {
+/// Both see a piece while it is in the processor's cache.
+void write_and_hash(std::span<const std::byte> bytes, AtomicFile& file, Blake3& hash) {
+  constexpr size_t kPiece = size_t{256} << 10;
+  for (; !bytes.empty(); bytes = bytes.subspan(std::min(kPiece, bytes.size()))) {
+    const auto piece = bytes.first(std::min(kPiece, bytes.size()));
+    hash.update(piece);
+    file.write(piece);
+  }
+}
+
+}  // namespace
+
+std::string write_safetensors(const fs::path& path, std::span<const TensorView> tensors,
+                              const std::map<std::string, std::string>& metadata) {
+  return write_safetensors(path, tensors, metadata, own_bytes);
+}
+
+std::string write_safetensors(const fs::path& path, std::span<const TensorView> tensors,
+                              const std::map<std::string, std::string>& metadata, const TensorBytes& bytes) {
   const auto ordered = in_layout_order(tensors);
   const std::string header = make_header(ordered, metadata);
   const uint64_t length = header.size();
-  AtomicFile file(path);
-  file.write(std::as_bytes(std::span(&length, 1)));
-  file.write(header);
+  AtomicFile file(path, PageCache::kBypass);
+  Blake3 hash;
+  write_and_hash(std::as_bytes(std::span(&length, 1)), file, hash);
+  write_and_hash(std::as_bytes(std::span(header)), file, hash);
   for (const TensorView* view : ordered) {
     const std::span<const std::byte> content = bytes(*view);
     if (content.size() != byte_count(*view)) {
       throw Error(ExitCode::kInternal, fmt::format("tensor {} cannot be written as it is", quote(view->name)));
     }
-    file.write(content);
+    write_and_hash(content, file, hash);
   }
   file.commit();
-}
-
-}  // namespace
-
-void write_safetensors(const fs::path& path, std::span<const TensorView> tensors,
-                       const std::map<std::string, std::string>& metadata) {
-  write_file_of(path, tensors, metadata, own_bytes);
+  return hash.finish();
 }
 
 void write_model_safetensors(const fs::path& folder, std::span<const TensorView> tensors, uint64_t max_shard_size) {
@@ -153,7 +166,7 @@ void write_model_safetensors(const fs::path& folder, std::span<const TensorView>
   const std::map<std::string, std::string> metadata = {{"format", "pt"}};
   const auto shards = split(tensors, max_shard_size);
   if (shards.size() == 1) {
-    write_file_of(folder / "model.safetensors", tensors, metadata, bytes);
+    write_safetensors(folder / "model.safetensors", tensors, metadata, bytes);
     return remove_stale(folder, {"model.safetensors"});
   }
   constexpr const char* kIndex = "model.safetensors.index.json";
@@ -163,7 +176,7 @@ void write_model_safetensors(const fs::path& folder, std::span<const TensorView>
   uint64_t sum = 0;
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string name = shard_name(i, shards.size());
-    write_file_of(folder / name, shards[i], metadata, bytes);
+    write_safetensors(folder / name, shards[i], metadata, bytes);
     kept.insert(name);
     for (const TensorView& view : shards[i]) {
       weight_map[view.name] = name;

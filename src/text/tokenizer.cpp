@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/file.h"
+#include "base/hash.h"
 #include "text/rust.h"
 #include "text/tokenizer_plan.h"
 

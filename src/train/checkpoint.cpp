@@ -8,14 +8,13 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
-#include <map>
 #include <system_error>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "hub/path.h"
-#include "hub/safetensors.h"
 #include "train/tensor_file.h"
 
 namespace fettle::train {
@@ -26,6 +25,7 @@ constexpr std::string_view kPrefix = "checkpoint-";
 constexpr std::string_view kUnfinished = ".unfinished";
 constexpr std::string_view kReplaced = ".replaced";
 constexpr const char* kManifest = "manifest.json";
+constexpr const char* kHash = "blake3";
 constexpr const char* kState = "trainer_state.json";
 
 bool is_replaced(const fs::path& folder) {
@@ -44,15 +44,19 @@ std::optional<int64_t> step_of(const fs::path& folder) {
 }
 
 std::string hash_file(const fs::path& path) {
-  Sha256 hash;
+  Blake3 hash;
   hash.update(MappedFile::open(path)->bytes());
   return hash.finish();
 }
 
-void write_manifest(const fs::path& folder) {
+/// `hashes`: those that are known; the other files are read back.
+void write_manifest(const fs::path& folder, const std::map<std::string, std::string>& hashes) {
   nlohmann::json files = nlohmann::json::object();
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    files[entry.path().filename().string()] = {{"bytes", entry.file_size()}, {"sha256", hash_file(entry.path())}};
+    const std::string name = entry.path().filename().string();
+    const auto known = hashes.find(name);
+    files[name] = {{"bytes", entry.file_size()},
+                   {kHash, known != hashes.end() ? known->second : hash_file(entry.path())}};
   }
   write_file(folder / kManifest, nlohmann::json{{"files", files}}.dump(2) + '\n');
 }
@@ -82,8 +86,8 @@ std::string compare_with_manifest(const fs::path& folder, Compare what) {
     if (name.empty() || fs::path(name).filename() != name) return fmt::format("{} lists '{}'", kManifest, name);
     if (!fs::is_regular_file(folder / name)) return fmt::format("{} is missing", name);
     if (entry.at("bytes") != fs::file_size(folder / name)) return fmt::format("{} has another size", name);
-    if (what == Compare::kHashes && entry.at("sha256") != hash_file(folder / name))
-      return fmt::format("{} has another SHA-256", name);
+    if (what == Compare::kHashes && entry.at(kHash) != hash_file(folder / name))
+      return fmt::format("{} has another hash", name);
   }
   return {};
 }
@@ -101,12 +105,12 @@ std::string why_broken(const fs::path& folder, Compare what) {
   }
 }
 
-void write_files(const fs::path& folder, const nlohmann::json& state, const AddFiles& write_tensors,
+void write_files(const fs::path& folder, const nlohmann::json& state, const WriteTensors& write_tensors,
                  const AddFiles& add_files) {
-  write_tensors(folder);
+  const std::map<std::string, std::string> hashes = write_tensors(folder);
   write_file(folder / kState, state.dump(2) + '\n');
   if (add_files) add_files(folder);
-  write_manifest(folder);
+  write_manifest(folder, hashes);
   sync_directory(folder);
 }
 
@@ -129,17 +133,16 @@ fs::path put_in_place(const fs::path& unfinished, const fs::path& folder) {
 
 fs::path write_checkpoint(const fs::path& output_dir, int64_t step, const Snapshot& snapshot,
                           const AddFiles& add_files) {
-  require_finite(snapshot.weights);
-  require_finite(snapshot.optimizer);
   const auto write_tensors = [&snapshot](const fs::path& folder) {
-    hub::write_safetensors(folder / snapshot.weights_file, TensorViews(snapshot.weights).views(), {{"format", "pt"}});
-    hub::write_safetensors(folder / kOptimizerFile, TensorViews(snapshot.optimizer).views(), {});
+    return std::map<std::string, std::string>{
+        {snapshot.weights_file, write_finite(folder / snapshot.weights_file, snapshot.weights, {{"format", "pt"}})},
+        {kOptimizerFile, write_finite(folder / kOptimizerFile, snapshot.optimizer, {})}};
   };
   return write_checkpoint(output_dir, step, snapshot.state, write_tensors, add_files);
 }
 
 fs::path write_checkpoint(const fs::path& output_dir, int64_t step, const nlohmann::json& state,
-                          const AddFiles& write_tensors, const AddFiles& add_files) {
+                          const WriteTensors& write_tensors, const AddFiles& add_files) {
   const fs::path folder = output_dir / fmt::format("{}{}", kPrefix, step);
   const fs::path unfinished = folder.string() + std::string(kUnfinished);
   remove_folder(unfinished);

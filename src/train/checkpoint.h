@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Checkpoints: output_dir/checkpoint-<step>/, complete or not there at all.
 ///
-/// A folder is written under a temporary name, every file fsynced, the manifest (sizes and SHA-256 of all other files)
-/// last, then renamed. So a folder with that name is whole unless the disk failed, and the manifest tells. One that is
-/// written again keeps its old content as checkpoint-<step>.replaced until the new one is on the disk; it counts as
-/// long as there is no other of its step.
+/// A folder is written under a temporary name, every file fsynced, the manifest (sizes and BLAKE3 hashes of all other
+/// files) last, then renamed. So a folder with that name is whole unless the disk failed, and the manifest tells. One
+/// that is written again keeps its old content as checkpoint-<step>.replaced until the new one is on the disk; it
+/// counts as long as there is no other of its step.
 ///   adapter_model.safetensors  or, for full fine-tuning, model.safetensors: the float32 masters
 ///   optimizer.safetensors      means, squared means and step of every parameter
 ///   trainer_state.json         position in the data, counts, schedule, and what the run is
@@ -14,6 +14,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -41,9 +42,12 @@ using AddFiles = std::function<void(const std::filesystem::path&)>;
 std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, int64_t step, const Snapshot& snapshot,
                                        const AddFiles& add_files = {});
 
+/// Writes the files of tensors into a folder and returns the BLAKE3 hash of each.
+using WriteTensors = std::function<std::map<std::string, std::string>(const std::filesystem::path&)>;
+
 /// The same with the files of tensors left to `write_tensors`.
 std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, int64_t step,
-                                       const nlohmann::json& state, const AddFiles& write_tensors,
+                                       const nlohmann::json& state, const WriteTensors& write_tensors,
                                        const AddFiles& add_files);
 
 /// Overwrites the snapshot's tensors from a checkpoint. Throws Error{kData} if it does not fit.

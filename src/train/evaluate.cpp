@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,7 @@
 #include "base/watchdog.h"
 #include "hub/safetensors.h"
 #include "train/loop.h"
-#include "train/tensor_stream.h"
+#include "train/tensor_file.h"
 
 namespace fettle::train {
 namespace {
@@ -138,20 +139,23 @@ Evaluation evaluate_records(const model::Decoder& model, const data::TokenDatase
 
 void write_logits(const model::Decoder& model, const data::TokenDataset& dataset, const std::filesystem::path& file) {
   const c10::NoGradGuard no_gradients;
-  std::vector<TensorStream::Entry> entries;
+  std::vector<hub::TensorView> views;
+  std::map<std::string, int64_t> documents;
   for (const Record& record : records_of(dataset)) {
     for (int64_t i = record.begin; i < record.end; ++i) {
       const bool whole = record.end - record.begin == 1;
       const std::string part = whole ? "" : fmt::format(".{}", i - record.begin);
-      entries.push_back({fmt::format("record.{}{}", record.place, part), {dataset.length(i), model.spec().vocab_size}});
+      const std::string name = fmt::format("record.{}{}", record.place, part);
+      documents[name] = i;
+      views.push_back({name, hub::DType::kF32, {dataset.length(i), model.spec().vocab_size}, {}});
     }
   }
-  TensorStream stream(file, entries);
-  for (int64_t i = 0; i < dataset.size(); ++i) {
-    const at::Tensor hidden = model.hidden_states(to_tensors(single_document(dataset, i)));
-    stream.write(model.logits(hidden).to(at::kFloat).contiguous());
-  }
-  stream.finish();
+  at::Tensor logits;
+  hub::write_safetensors(file, views, {}, [&](const hub::TensorView& view) {
+    const data::Batch document = single_document(dataset, documents.at(view.name));
+    logits = model.logits(model.hidden_states(to_tensors(document))).to(at::kFloat).contiguous();
+    return bytes_of(logits);
+  });
 }
 
 }  // namespace fettle::train

@@ -49,7 +49,7 @@ std::string metrics_up_to(std::string_view content, int64_t last_step, bool eval
   for (size_t begin = 0, end = 0; (end = content.find('\n', begin)) != std::string_view::npos; begin = end + 1) {
     const std::string_view line = content.substr(begin, end - begin);
     const nlohmann::json parsed = nlohmann::json::parse(line, nullptr, false);
-    if (!parsed.is_object()) break;
+    if (!parsed.is_object()) continue;
     const auto step = parsed.find("step");
     if (step == parsed.end() || !step->is_number_integer() || step->get<int64_t>() > last_step) continue;
     const bool again = step->get<int64_t>() == last_step && !evaluated && parsed.contains("eval_loss");

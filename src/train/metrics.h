@@ -67,8 +67,8 @@ class MetricsLog {
   int descriptor_ = -1;
 };
 
-/// Lines of a metrics file whose step is at most `last_step`, that step's evaluation only if `evaluated`. Stops at the
-/// first line that is not a JSON object.
+/// Lines of a metrics file whose step is at most `last_step`, that step's evaluation only if `evaluated`. A line
+/// that is not a JSON object is left out.
 std::string metrics_up_to(std::string_view content, int64_t last_step, bool evaluated);
 
 }  // namespace fettle::train

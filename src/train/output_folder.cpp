@@ -189,10 +189,22 @@ void write_run_file(const fs::path& output_dir, const nlohmann::json& identity, 
              nlohmann::ordered_json{{"finished", finished}, {"identity", identity}}.dump(2) + '\n');
 }
 
+/// Whether a checkpoint says that it is of this run. It may be broken.
+bool claims_run(const fs::path& checkpoint, const nlohmann::json& identity) {
+  try {
+    return explain_difference(identity_of(checkpoint), identity).empty();
+  } catch (const Error& error) {
+    if (error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission) throw;
+    return false;
+  }
+}
+
 /// Whether a whole checkpoint in the folder is of this run: then it is this run's folder, though run.json is damaged.
+/// Those of other runs are not hashed, which may be terabytes.
 bool holds_own_checkpoint(const fs::path& folder, const nlohmann::json& identity) {
-  return std::ranges::any_of(list_checkpoints(folder),
-                             [&identity](const fs::path& each) { return why_unusable(each, identity).empty(); });
+  return std::ranges::any_of(list_checkpoints(folder), [&identity](const fs::path& each) {
+    return claims_run(each, identity) && why_broken(each).empty();
+  });
 }
 
 }  // namespace

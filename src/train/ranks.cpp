@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "base/file.h"
+#include "base/hash.h"
 
 namespace fettle::train {
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <exception>
 #include <utility>
 
@@ -38,12 +39,19 @@ void copy_tensors(const std::vector<model::NamedTensor>& live, std::vector<model
   }
 }
 
+/// The processor's time of this thread.
+double thread_seconds() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
 }  // namespace
 
 CheckpointWriter::CheckpointWriter(Options options, AddFiles add_files)
     : options_(std::move(options)), add_files_(std::move(add_files)) {}
 
-void CheckpointWriter::write(int64_t step, const nlohmann::json& state, const AddFiles& write_tensors) {
+void CheckpointWriter::write(int64_t step, const nlohmann::json& state, const WriteTensors& write_tensors) {
   timed(step, [&] { return write_checkpoint(options_.output_dir, step, state, write_tensors, add_files_); });
 }
 
@@ -54,13 +62,15 @@ void CheckpointWriter::write(int64_t step, const Snapshot& snapshot) {
 void CheckpointWriter::timed(int64_t step, const std::function<std::filesystem::path()>& action) {
   const SectionMark mark(Section::kSave, fmt::format("checkpoint-{}", step));
   const Stopwatch watch;
+  const double processor_before = thread_seconds();
   if (options_.check) options_.check();
   sync_file(options_.output_dir / "metrics.jsonl");  // a checkpoint without the lines before it would leave a gap
   const std::filesystem::path folder = action();
   if (options_.check) options_.check();
   prune_checkpoints(options_.output_dir, options_.keep);
   longest_ = std::max(longest_.load(), watch.seconds());
-  log::debug("wrote {} in {:.1f} s", folder.string(), watch.seconds());
+  log::debug("wrote {} in {:.1f} s, {:.1f} s of them of the processor", folder.string(), watch.seconds(),
+             thread_seconds() - processor_before);
 }
 
 double CheckpointWriter::expected_seconds() const {
@@ -79,8 +89,10 @@ CheckpointSaver::~CheckpointSaver() {
 }
 
 Snapshot CheckpointSaver::copy(const Snapshot& live) {
+  const Stopwatch watch;
   copy_tensors(live.weights, weights_);
   copy_tensors(live.optimizer, optimizer_);
+  log::debug("copied the state in {:.2f} s", watch.seconds());
   return {live.weights_file, weights_, optimizer_, live.state};
 }
 

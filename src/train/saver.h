@@ -45,7 +45,7 @@ class CheckpointWriter {
   CheckpointWriter(Options options, AddFiles add_files);
 
   /// Throws as write_checkpoint.
-  void write(int64_t step, const nlohmann::json& state, const AddFiles& write_tensors);
+  void write(int64_t step, const nlohmann::json& state, const WriteTensors& write_tensors);
   void write(int64_t step, const Snapshot& snapshot);
   /// Of one write; any thread may ask.
   [[nodiscard]] double expected_seconds() const;

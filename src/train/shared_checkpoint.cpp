@@ -6,21 +6,22 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cassert>
 #include <optional>
 #include <utility>
 
 #include "base/error.h"
 #include "base/watchdog.h"
+#include "hub/safetensors.h"
 #include "train/loop.h"
 #include "train/ranks.h"
 #include "train/tensor_file.h"
-#include "train/tensor_stream.h"
 
 namespace fettle::train {
 namespace fs = std::filesystem;
 namespace {
 
-/// In the order of the bytes in a file. By name, which is that of hub::write_safetensors for tensors of one type.
+/// By name: the order in which hub::write_safetensors asks for tensors of one type.
 void sort_by_name(std::vector<SharedTensor>& tensors) {
   std::ranges::sort(tensors, {}, &SharedTensor::name);
 }
@@ -69,22 +70,27 @@ std::vector<SharedTensor> shared_optimizer_state(const std::vector<model::NamedT
   return state;
 }
 
-void write_shared(dist::Group& group, const fs::path& file, std::vector<SharedTensor> tensors,
-                  const std::map<std::string, std::string>& metadata) {
+std::string write_shared(dist::Group& group, const fs::path& file, std::vector<SharedTensor> tensors,
+                         const std::map<std::string, std::string>& metadata) {
   const c10::NoGradGuard no_gradients;
   sort_by_name(tensors);
-  if (!group.is_main()) return send_to_main(group, tensors);
-  std::vector<TensorStream::Entry> entries;
-  entries.reserve(tensors.size());
-  for (const SharedTensor& tensor : tensors) entries.push_back({tensor.name, tensor.shape});
-  TensorStream stream(file, entries, metadata);
-  for (const SharedTensor& tensor : tensors) {
-    const at::Tensor values = on_main(tensor);
-    if (!is_held(group, tensor)) group.receive(values, tensor.holder);
-    require_finite({{tensor.name, values}});
-    stream.write(values);
+  if (!group.is_main()) {
+    send_to_main(group, tensors);
+    return {};
   }
-  stream.finish();
+  std::vector<hub::TensorView> views;
+  views.reserve(tensors.size());
+  for (const SharedTensor& tensor : tensors) views.push_back({tensor.name, hub::DType::kF32, tensor.shape, {}});
+  auto next = tensors.begin();
+  at::Tensor values;
+  return hub::write_safetensors(file, views, metadata, [&](const hub::TensorView& view) {
+    const SharedTensor& tensor = *next++;
+    assert(tensor.name == view.name);
+    values = on_main(tensor);
+    if (!is_held(group, tensor)) group.receive(values, tensor.holder);
+    require_finite({{view.name, values}});
+    return bytes_of(values);
+  });
 }
 
 void restore_shared(dist::Group& group, const fs::path& file, const std::vector<SharedTensor>& tensors) {
@@ -132,8 +138,10 @@ void SharedSaver::save(const Run& run) {
 
 void SharedSaver::write(int64_t step, const SharedSnapshot& snapshot) {
   const auto write_tensors = [&](const fs::path& folder) {
-    write_shared(*group_, folder / snapshot.weights_file, snapshot.weights, {{"format", "pt"}});
-    write_shared(*group_, folder / kOptimizerFile, snapshot.optimizer, {});
+    return std::map<std::string, std::string>{
+        {snapshot.weights_file,
+         write_shared(*group_, folder / snapshot.weights_file, snapshot.weights, {{"format", "pt"}})},
+        {kOptimizerFile, write_shared(*group_, folder / kOptimizerFile, snapshot.optimizer, {})}};
   };
   if (group_->is_main()) {
     writer_.write(step, snapshot.state, write_tensors);

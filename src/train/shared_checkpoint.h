@@ -44,11 +44,11 @@ std::vector<SharedTensor> shared_weights(const std::vector<model::NamedTensor>& 
 std::vector<SharedTensor> shared_optimizer_state(const std::vector<model::NamedTensor>& parameters,
                                                  const Shards& shards, const std::vector<model::NamedTensor>& own);
 
-/// Writes a safetensors file with the bytes that hub::write_safetensors would write, on rank 0; the others send it what
-/// they hold. Never more than one tensor of the others is in rank 0's memory. All ranks call it. Throws on rank 0
-/// Error{kDiverged} for a tensor that is not finite, {kIo} or {kPermission}.
-void write_shared(dist::Group& group, const std::filesystem::path& file, std::vector<SharedTensor> tensors,
-                  const std::map<std::string, std::string>& metadata);
+/// write_finite on rank 0; the others send it what they hold. Never more than one tensor of the others is in rank 0's
+/// memory. All ranks call it. Returns the file's hash on rank 0. Throws on rank 0 Error{kDiverged} for a tensor that
+/// is not finite, {kIo} or {kPermission}.
+std::string write_shared(dist::Group& group, const std::filesystem::path& file, std::vector<SharedTensor> tensors,
+                         const std::map<std::string, std::string>& metadata);
 
 /// Overwrites the tensors where they are held. Rank 0 alone reads. All ranks call it. Throws on rank 0 Error{kData} if
 /// the file does not fit.

@@ -61,10 +61,6 @@ class Requests {
   at::ScalarType type_;
 };
 
-std::span<const std::byte> bytes_of(const at::Tensor& tensor) {
-  return {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()};
-}
-
 void require_same_bytes(const hub::TensorSource& saved, const fs::path& folder, const std::string& name,
                         const at::Tensor& values) {
   const hub::TensorView* view = saved.find(name);

@@ -2,8 +2,11 @@
 /// Tensors to and from safetensors files.
 #pragma once
 
+#include <cstddef>
 #include <filesystem>
+#include <map>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,8 +30,15 @@ class TensorViews {
 /// The type of a tensor as files name it. Throws Error{kInternal} if safetensors has none.
 hub::DType file_type(const model::NamedTensor& tensor);
 
+/// A tensor's bytes, which live as long as it does. It is contiguous and on the CPU.
+std::span<const std::byte> bytes_of(const at::Tensor& tensor);
+
 /// Throws Error{kDiverged} naming the first tensor with a NaN or an infinity.
 void require_finite(const std::vector<model::NamedTensor>& tensors);
+
+/// hub::write_safetensors for tensors on the CPU. Throws Error{kDiverged} naming one with a NaN or an infinity.
+std::string write_finite(const std::filesystem::path& file, const std::vector<model::NamedTensor>& tensors,
+                         const std::map<std::string, std::string>& metadata);
 
 /// Reads tensors one by one from a safetensors file that holds exactly those that are asked for.
 class TensorReader {

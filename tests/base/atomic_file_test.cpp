@@ -2,18 +2,28 @@
 #include "base/atomic_file.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <csignal>
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "support/temporary_folder.h"
 
 namespace fettle {
@@ -35,6 +45,79 @@ TEST(AtomicFile, KeepsTheOrderOfSmallAndLargePieces) {
   file.commit();
   EXPECT_EQ(read_file(folder / "a"), "begin" + large + "end");
   EXPECT_EQ(files_in(folder.path()), 1);
+}
+
+/// More than the buffer and no multiple of anything.
+std::string large_content() {
+  std::string content;
+  for (uint32_t i = 0; content.size() < (size_t{9} << 20) + 12345; i = i * 1664525 + 1013904223) {
+    content.append(reinterpret_cast<const char*>(&i), sizeof(i));
+  }
+  return content;
+}
+
+TEST(AtomicFile, HoldsTheSameBytesPastThePageCache) {
+  const std::string content = large_content();
+  for (const fs::path& root : {fs::temp_directory_path(), fs::path("/dev/shm")}) {
+    const fs::path path = root / fmt::format("fettle-atomic-{}", ::getpid());
+    AtomicFile file(path, PageCache::kBypass);
+    file.write(content.substr(0, 77));
+    file.write(content.substr(77));
+    file.commit();
+    EXPECT_TRUE(read_file(path) == content) << path;
+    fs::remove(path);
+  }
+}
+
+/// Pages of a file in the page cache.
+int64_t cached_pages(const fs::path& path) {
+  const auto file = MappedFile::open(path);
+  std::vector<unsigned char> pages((file->bytes().size() + 4095) / 4096);
+  ::mincore(const_cast<std::byte*>(file->bytes().data()), file->bytes().size(), pages.data());
+  return std::ranges::count_if(pages, [](unsigned char page) { return (page & 1) != 0; });
+}
+
+TEST(AtomicFile, LeavesThePageCacheAlone) {
+  const TemporaryFolder folder;
+  struct statfs volume {};
+  ASSERT_EQ(::statfs(folder.path().c_str(), &volume), 0);
+  if (volume.f_type != EXT4_SUPER_MAGIC && volume.f_type != XFS_SUPER_MAGIC) {
+    GTEST_SKIP() << "the folder for temporary files is neither ext4 nor XFS: whether O_DIRECT does anything is open";
+  }
+  const std::string content = large_content();
+  for (const PageCache page_cache : {PageCache::kKeep, PageCache::kBypass}) {
+    AtomicFile file(folder / "a", page_cache);
+    file.write(content);
+    file.commit();
+    if (page_cache == PageCache::kBypass) {
+      EXPECT_LT(cached_pages(folder / "a"), 300) << "the rest beyond 8 MiB, and what was read ahead";
+    } else {
+      EXPECT_GT(cached_pages(folder / "a"), 2000);
+    }
+  }
+}
+
+/// A write past the page cache that ends in the middle of a block is gone on with through it.
+TEST(AtomicFile, NamesTheFileThatMayNotGrow) {
+  const TemporaryFolder folder;
+  struct rlimit before {};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit limit{(rlim_t{4} << 20) + 1000, before.rlim_max};
+  const auto handler = ::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+  std::string message;
+  try {
+    AtomicFile file(folder / "a", PageCache::kBypass);
+    file.write(large_content());
+    file.commit();
+  } catch (const Error& error) {
+    message = error.what();
+    EXPECT_EQ(error.code(), ExitCode::kIo);
+  }
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  ::signal(SIGXFSZ, handler);
+  EXPECT_NE(message.find((folder / "a").string() + ": File too large"), std::string::npos) << message;
+  EXPECT_EQ(files_in(folder.path()), 0);
 }
 
 TEST(AtomicFile, IsNotSeenBeforeItIsCommitted) {

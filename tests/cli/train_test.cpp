@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/hash.h"
 #include "cli/program.h"
 #include "train/output_folder.h"
 
@@ -149,7 +150,10 @@ TEST(Train, ACheckpointBeyondTheEndIsRefused) {
   state["state"]["step"] = 3;
   write_file(checkpoint / "trainer_state.json", state.dump());
   nlohmann::json manifest = nlohmann::json::parse(read_file(checkpoint / "manifest.json"));
-  manifest["files"]["trainer_state.json"] = {{"bytes", state.dump().size()}, {"sha256", sha256(state.dump())}};
+  Blake3 hash;
+  const std::string text = state.dump();
+  hash.update(std::as_bytes(std::span(text)));
+  manifest["files"]["trainer_state.json"] = {{"bytes", state.dump().size()}, {"blake3", hash.finish()}};
   write_file(checkpoint / "manifest.json", manifest.dump());
   const Result result = run_program(arguments);
   EXPECT_EQ(result.code, code(ExitCode::kData)) << result.err;

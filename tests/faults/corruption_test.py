@@ -152,17 +152,17 @@ def lies_of(files):
 
     def add(name):
         def apply(manifest, _):
-            manifest["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+            manifest["files"][name] = {"bytes": 1, "blake3": "0" * 64}
         return apply
 
     for name in files:
-        yield f"another hash for {name}", change(name, "sha256", "0" * 64)
+        yield f"another hash for {name}", change(name, "blake3", "0" * 64)
         yield f"another size for {name}", change(name, "bytes", 1)
         yield f"no entry for {name}", without("files", name)
     name = "optimizer.safetensors"
-    yield "no hash", without("files", name, "sha256")
+    yield "no hash", without("files", name, "blake3")
     yield "no size", without("files", name, "bytes")
-    yield "a hash that is a number", change(name, "sha256", 7)
+    yield "a hash that is a number", change(name, "blake3", 7)
     yield "a size that is a text", change(name, "bytes", "7")
     yield "a size below zero", change(name, "bytes", -1)
     yield "a size beyond all numbers", change(name, "bytes", 1e300)

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "base/hash.h"
 #include "hub/safetensors.h"
 #include "hub/support.h"
 #include "hub/tensor_source.h"
@@ -46,7 +47,10 @@ TEST(WriteSafetensors, LaysTheFileOutAsTheReferenceDoes) {
   const Bytes two(2, 100);
   const std::vector<TensorView> tensors = {four.view("z", DType::kF32, {1}), two.view("a", DType::kBF16, {1, 1}),
                                            four.view("b", DType::kF32, {})};
-  write_safetensors(folder / "m.safetensors", tensors, kMetadata);
+  const std::string hash = write_safetensors(folder / "m.safetensors", tensors, kMetadata);
+  Blake3 whole;
+  whole.update(MappedFile::open(folder / "m.safetensors")->bytes());
+  EXPECT_EQ(hash, whole.finish());
   // Larger types first, then by name; the header is padded with spaces to 8 bytes.
   std::string header =
       R"({"__metadata__":{"format":"pt"},"b":{"dtype":"F32","shape":[],"data_offsets":[0,4]},)"

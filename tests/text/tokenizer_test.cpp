@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "text/golden.h"
 
 namespace fettle::text {

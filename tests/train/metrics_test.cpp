@@ -17,7 +17,7 @@ TEST(MetricsUpTo, DropsLaterStepsAndHalfALine) {
   EXPECT_EQ(metrics_up_to(content, 5, true), content.substr(0, content.find("{\"step\":6}")));
   EXPECT_EQ(metrics_up_to(content, 5, false), "{\"step\":0,\"eval_loss\":2}\n{\"step\":5,\"loss\":1}\n")
       << "the evaluation of the step that is resumed at is done again";
-  EXPECT_EQ(metrics_up_to("{\"step\":1}\nnot json\n{\"step\":2}\n", 5, true), "{\"step\":1}\n");
+  EXPECT_EQ(metrics_up_to("{\"step\":1}\nnot json\n{\"step\":2}\n", 5, true), "{\"step\":1}\n{\"step\":2}\n");
   EXPECT_EQ(metrics_up_to("", 5, true), "");
 }
 

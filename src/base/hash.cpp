@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/hash.h"
+
+#include <fettle_text.h>
+#include <fmt/format.h>
+#include <openssl/evp.h>
+
+#include <array>
+#include <cstdint>
+
+#include "base/error.h"
+
+namespace fettle {
+namespace {
+
+std::string hexadecimal(std::span<const uint8_t> digest) {
+  std::string text;
+  for (const uint8_t byte : digest) text += fmt::format("{:02x}", byte);
+  return text;
+}
+
+FettleBlake3* hasher(void* context) {
+  return static_cast<FettleBlake3*>(context);
+}
+
+}  // namespace
+
+Sha256::Sha256() : context_(EVP_MD_CTX_new()) {
+  if (context_ == nullptr || EVP_DigestInit_ex(static_cast<EVP_MD_CTX*>(context_), EVP_sha256(), nullptr) != 1) {
+    throw Error(ExitCode::kInternal, "SHA-256 is not available from OpenSSL");
+  }
+}
+
+Sha256::~Sha256() {
+  EVP_MD_CTX_free(static_cast<EVP_MD_CTX*>(context_));
+}
+
+void Sha256::update(std::span<const std::byte> bytes) {
+  EVP_DigestUpdate(static_cast<EVP_MD_CTX*>(context_), bytes.data(), bytes.size());
+}
+
+void Sha256::update(std::string_view text) {
+  update(std::as_bytes(std::span(text.data(), text.size())));
+}
+
+std::string Sha256::finish() {
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+  unsigned int length = 0;
+  EVP_DigestFinal_ex(static_cast<EVP_MD_CTX*>(context_), digest.data(), &length);
+  return hexadecimal(std::span(digest.data(), length));
+}
+
+std::string sha256(std::string_view text) {
+  Sha256 hash;
+  hash.update(text);
+  return hash.finish();
+}
+
+Blake3::Blake3() : context_(fettle_blake3_new()) {}
+
+Blake3::~Blake3() {
+  fettle_blake3_free(hasher(context_));
+}
+
+void Blake3::update(std::span<const std::byte> bytes) {
+  fettle_blake3_update(hasher(context_), reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+}
+
+std::string Blake3::finish() const {
+  std::array<uint8_t, 32> digest{};
+  fettle_blake3_finish(hasher(context_), digest.data());
+  return hexadecimal(digest);
+}
+
+}  // namespace fettle
