@@ -217,7 +217,7 @@ def main():
     if arguments.part != "reference":
         write_equal_rows(bench, 60)
         results["ranks"] = own.measure_ranks(bench, turns, 3 if arguments.quick else 8)
-        results["saving"] = own.measure_saving(bench, turns, 6 if arguments.quick else 18)
+        results["saving"] = own.measure_saving(bench, turns, 6 if arguments.quick else 24)
     text = report.markdown(results)
     (target / "benchmarks.md").write_text(text)
     (target / "benchmarks.json").write_text(json.dumps(results, indent=2) + "\n")

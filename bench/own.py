@@ -62,16 +62,20 @@ def measure_ranks(bench, turns, steps):
 
 
 def measure_saving(bench, turns, steps):
-    """What a checkpoint costs training, for LoRA and for all weights: both runs save after the last step."""
+    """What a checkpoint costs training, for LoRA and for all weights. The first also grows the process by its copy of
+    the state; all runs save after the last step."""
     results = {}
     for name, more in {"LoRA": {"lora_r": 8}, "full fine-tuning": {"use_peft": "false"}}.items():
         options = {"train_file": bench.folder / "equal.jsonl", "dataset_format": "tokenized", "packing": "false",
                    "max_seq_length": 512, "per_device_train_batch_size": ROWS, "max_steps": steps, **more}
-        saves, costs = 2, []
+
+        def seconds(saves):
+            return train(bench, 1, {**options, "save_steps": steps // saves})[1]
+        first, further = [], []
         for _ in range(turns):
-            rarely = train(bench, 1, {**options, "save_steps": steps})[1]
-            often = train(bench, 1, {**options, "save_steps": steps // (saves + 1)})[1]
-            costs.append((often - rarely) / saves)
+            one, two, six = seconds(1), seconds(2), seconds(6)
+            first.append(two - one)
+            further.append((six - two) / 4)
         size = sum(file.stat().st_size for file in (bench.folder / f"own/checkpoint-{steps}").iterdir())
-        results[name] = {"seconds": statistics.median(costs), "bytes": size}
+        results[name] = {"first": statistics.median(first), "further": statistics.median(further), "bytes": size}
     return results

@@ -59,6 +59,7 @@ def own(results):
     for name, saving in results.get("saving", {}).items():
         lines.append(
             f"- **A checkpoint in the background**, {name} ({saving['bytes'] / 1e6:.0f} MB): training loses "
-            f"{saving['seconds']:.2f} s, {saving['seconds'] / 60:.1%} of the time at one a minute."
+            f"{saving['first']:.2f} s for the first, {saving['further']:.2f} s for each further one: "
+            f"{saving['further'] / 60:.1%} of the time at one a minute."
         )
     return lines
