@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures Fettle against transformers + peft + trl on this machine and writes docs/benchmarks.md and .json.
+"""Measures Fettle against transformers + peft + trl on this machine and writes docs/benchmarks.md, .json and .svg.
 
     python bench/bench.py [--quick] [--part reference|own]
 
 Each measurement is a process of its own, one at a time, all with the same number of torch threads; the two sides take
 turns, and the medians over all turns are reported. --quick (for continuous integration): one short turn, and the report
 goes to build/bench instead of docs. --part: only the comparison with the reference, or only that of Fettle with itself
-(several processes, checkpoints); the other part's numbers stay.
+(long and many documents, several processes, checkpoints); the other part's numbers stay.
 """
 
 import argparse
@@ -23,11 +23,13 @@ import sys
 import tempfile
 
 import own
+import picture
 import report
+import shapes
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-REFERENCE = REPOSITORY / "bench/reference_lora.py"
-ROWS, ROW_TOKENS = 4, 512
+REFERENCE = REPOSITORY / "bench/reference.py"
+ROW_TOKENS = 512
 DATASETS = {
     "medical_meadow": REPOSITORY / "examples/data/medical_meadow_wikidoc_patient_2000.json",
     "dolly_finqa": REPOSITORY / "tests/data/datasets/dolly_finqa_500.jsonl",
@@ -47,7 +49,12 @@ class Bench:
         self.threads = len(os.sched_getaffinity(0))
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
         self.environment["XDG_CACHE_HOME"] = str(folder / "cache")
-        self.model = folder / "llama-135m"
+        self.model = self.model_of(shapes.SHAPES["135M"])
+
+    def model_of(self, shape):
+        folder = self.folder / f"llama-{shape.name}"
+        shapes.make_model(folder, shape)
+        return folder
 
     def run(self, command):
         """Runs a command; returns its output and the most memory it had at once (VmHWM)."""
@@ -79,39 +86,6 @@ class Bench:
             targets = line["target_tokens"] - before["target_tokens"]
             steps.append({"seconds": tokens / line["tokens_per_second"], "tokens": tokens, "target_tokens": targets})
         return {"steps": steps, "memory": memory}
-
-
-def make_model(folder):
-    """SmolLM2-135M's shape and tokenizer with random weights: speed does not depend on their values."""
-    import torch
-    import transformers
-
-    if (folder / "model.safetensors").exists():
-        return
-    config = transformers.LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
-    for file in (REPOSITORY / "tests/data/tokenizers/smollm2").iterdir():
-        shutil.copy(file, folder)
-
-
-def model_flops_per_token(context):
-    """Of LoRA: forward 2 a weight and as many for the input's gradient; attention to `context` keys on average."""
-    weights = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536) + 576 * 49152
-    return 4 * weights + 3 * 4 * 30 * 576 * context
 
 
 def rate(runs, key):
@@ -146,21 +120,24 @@ def write_equal_rows(bench, rows):
     return file
 
 
-def measure_equal(bench, turns, steps):
-    """The same tokens on both sides: rows of 512 tokens, four a step."""
-    file = write_equal_rows(bench, ROWS * steps)
-    options = {"train_file": file, "dataset_format": "tokenized", "packing": "false", "shuffle": "false"}
-    options |= {"max_seq_length": ROW_TOKENS, "per_device_train_batch_size": ROWS, "max_steps": steps}
+def measure_equal(bench, shape, what, turns, steps):
+    """The same tokens on both sides: rows of 512 tokens. `what`: lora or full."""
+    file = write_equal_rows(bench, shape.rows * steps)
+    model = bench.model_of(shape)
+    options = {"model_name_or_path": model, "train_file": file, "dataset_format": "tokenized", "packing": "false"}
+    options |= {"max_seq_length": ROW_TOKENS, "per_device_train_batch_size": shape.rows, "max_steps": steps}
+    options |= {"shuffle": "false", "use_peft": "true" if what == "lora" else "false"}
     theirs, ours, peaks = [], [], []
     for _ in range(turns):
-        peaks.append(bench.reference("gemm", ROWS * ROW_TOKENS)["flops_per_second"])
-        reference = bench.reference("equal", bench.model, file, steps)
+        peaks.append(bench.reference("gemm", shape.name)["flops_per_second"])
+        reference = bench.reference(what, model, file, steps, shape.rows)
         theirs.append({**reference, "steps": reference["steps"][1:]})
         ours.append(bench.train(**options))
     result = summary(theirs, ours, "tokens")
     result["gemm_peak"] = statistics.median(peaks)
     for side in ("reference", "fettle"):
-        result[f"{side}_share"] = result[side] * model_flops_per_token(ROW_TOKENS / 2) / result["gemm_peak"]
+        flops = result[side] * shape.flops_per_token(ROW_TOKENS / 2, what == "full")
+        result[f"{side}_share"] = flops / result["gemm_peak"]
     return result
 
 
@@ -204,22 +181,29 @@ def main():
     folder = REPOSITORY / "build/bench"
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.build, folder)
-    make_model(bench.model)
     turns, steps = (1, 3) if arguments.quick else (arguments.turns, 6)
     target = folder if arguments.quick else REPOSITORY / "docs"
     kept = target / "benchmarks.json"
     results = json.loads(kept.read_text()) if arguments.part and kept.exists() else {}
     if arguments.part != "own":
-        results |= {"machine": machine(bench), "equal": measure_equal(bench, turns, steps)}
+        work = [("135M", "lora"), ("135M", "full")]
+        if not arguments.quick:
+            work[1:1] = [(name, "lora") for name in shapes.SHAPES if name != "135M"]
+        results |= {"machine": machine(bench), "equal": []}
+        for name, what in work:
+            measured = measure_equal(bench, shapes.SHAPES[name], what, turns, steps)
+            results["equal"].append({"shape": name, "what": what, **measured})
         results["records"] = {
             name: measure_records(bench, path, turns, 3 if arguments.quick else 12) for name, path in DATASETS.items()
         }
     if arguments.part != "reference":
+        results["growth"] = own.measure_growth(bench, arguments.quick)
         write_equal_rows(bench, 60)
         results["ranks"] = own.measure_ranks(bench, turns, 3 if arguments.quick else 8)
         results["saving"] = own.measure_saving(bench, turns, 6 if arguments.quick else 24)
     text = report.markdown(results)
     (target / "benchmarks.md").write_text(text)
+    (target / "benchmarks.svg").write_text(picture.svg(report.compared(results)))
     (target / "benchmarks.json").write_text(json.dumps(results, indent=2) + "\n")
     print(text)
 

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fettle against itself: two processes against one, and training with checkpoints against training without."""
+"""Fettle against itself: many and long documents against few and short ones, two processes against one, and training
+with checkpoints against training without."""
 
 import json
 import os
+import pathlib
+import random
 import shutil
 import socket
 import statistics
 import subprocess
 import time
 
+SMALL_MODEL = pathlib.Path(__file__).resolve().parents[1] / "examples/stories260K"
 ROWS = 2  # of a process and step
 
 
@@ -45,6 +49,30 @@ def train(bench, processes, options):
         if process.returncode != 0:
             raise SystemExit(f"{' '.join(command)}\n{errors.decode()[-3000:]}\nexit {process.returncode}")
     return output, time.monotonic() - began
+
+
+def seconds_of_step(bench, model, documents, length):
+    """The least of four steps, each of so many documents of so many tokens; and the process's peak memory."""
+    steps, generator = 4, random.Random(0)
+    file = bench.folder / "growth.jsonl"
+    with open(file, "w") as lines:
+        for _ in range(steps * documents):
+            ids = [generator.randrange(3, 500) for _ in range(length)]
+            lines.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    run = bench.train(model_name_or_path=model, train_file=file, dataset_format="tokenized", packing="false",
+                      max_seq_length=length, per_device_train_batch_size=documents, max_steps=steps)
+    return {"documents": documents, "tokens": documents * length, "memory": run["memory"],
+            "seconds": min(step["seconds"] for step in run["steps"])}
+
+
+def measure_growth(bench, is_quick):
+    """The same tokens in more and more documents, with a model so small that what a document costs shows; and more and
+    more tokens in documents of one length."""
+    tokens = 2000 if is_quick else 20000
+    split = [seconds_of_step(bench, SMALL_MODEL, count, tokens // count) for count in (1, 10, 100, 1000, tokens // 2)]
+    rows = (1, 4) if is_quick else (1, 4, 16, 64)
+    grown = [seconds_of_step(bench, bench.model, count, 512) for count in rows]
+    return {"documents": split, "tokens": grown}
 
 
 def measure_ranks(bench, turns, steps):

@@ -13,8 +13,18 @@ def row(name, result, note):
     )
 
 
+def title(result):
+    return result["shape"] + (", full fine-tuning" if result["what"] == "full" else "")
+
+
+def compared(results):
+    """(label, result) of everything that both sides did."""
+    rows = [(f"equal tokens, {title(result)}", result) for result in results["equal"]]
+    return rows + [(f"500 records of {name}", result) for name, result in results["records"].items()]
+
+
 def markdown(results):
-    machine, equal = results["machine"], results["equal"]
+    machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
         "# Benchmarks",
@@ -24,33 +34,67 @@ def markdown(results):
         f"Machine: {machine['cpu']}, {machine['threads']} threads for either side, {memory(machine['memory'])}, "
         f"{' '.join(machine['instructions'])}. Reference: {versions}. {machine['date']}.",
         "",
-        "Model: Llama with the shape of SmolLM2-135M, LoRA r 8 on all linear layers, bfloat16. Each measurement is a "
-        "process of its own, one at a time; the sides take turns; a number is the median over "
-        f"{equal['turns']} turn(s) of tokens per second over the steps after the first. Memory is the process's VmHWM.",
+        "Models: Llamas of the shapes of SmolLM2 (135M, 360M), Llama 3.2 1B and one layer of Llama 3.1 8B, LoRA r 8 on all "
+        "linear layers unless it says full fine-tuning, bfloat16. Each measurement is a process of its own, one at a time; "
+        f"the sides take turns; a number is the median over {results['equal'][0]['turns']} turn(s) of tokens per second "
+        "over the steps after the first. Memory is the process's VmHWM.",
         "",
         "| work | reference, tokens/s | Fettle, tokens/s | ratio | reference memory | Fettle memory | unit |",
         "|---|---|---|---|---|---|---|",
-        row("equal tokens", equal, "all tokens"),
     ]
-    lines += [row(f"500 records of {name}", result, "target tokens") for name, result in results["records"].items()]
+    lines += [row(name, result, "target tokens" if "records" in name else "all tokens") for name, result in compared(results)]
     lines += [
         "",
-        "- **Equal tokens**: four rows of 512 tokens a step on both sides. Reference: transformers + peft in a plain loop, "
-        "sdpa attention, weights and adapter in bfloat16, fused AdamW, no padding.",
+        "![speed and memory](benchmarks.svg)",
+        "",
+        "- **Equal tokens**: four rows of 512 tokens a step on both sides (1B and 8B: two). Reference: transformers + peft in a "
+        "plain loop, sdpa attention, weights and adapter in bfloat16, fused AdamW, no padding; full fine-tuning: float32 "
+        "weights under bfloat16 autocast, as Fettle's.",
         "- **Records**: only the answers are targets. Reference: TRL's SFTTrainer, 8 records a step, padded, bfloat16, at most "
         "1024 tokens, without activation checkpointing (TRL's default, slower). Fettle: its defaults, two packed rows of 1024 "
         "tokens a step.",
-        f"- **Share of the machine**: a bfloat16 matrix product at the model's shapes reaches "
-        f"{equal['gemm_peak'] / 1e9:.0f} GFLOP/s here (torch, the best of five of each shape). Of that, counting 4 FLOP a weight "
-        f"and token and the attention: reference {equal['reference_share']:.0%}, Fettle {equal['fettle_share']:.0%}.",
+        "- **Share of the machine**: of the rate of bfloat16 matrix products at the model's shapes (torch, the best of five of "
+        "each), counting 4 FLOP a weight and token (full: 6) and the attention:",
+        "",
+        "| work | products, GFLOP/s | reference | Fettle |",
+        "|---|---|---|---|",
     ]
+    lines += [
+        f"| {title(result)} | {result['gemm_peak'] / 1e9:.0f} | {result['reference_share']:.0%} | {result['fettle_share']:.0%} |"
+        for result in results["equal"]
+    ]
+    lines.append("")
     lines += own(results)
     return "\n".join([*lines, ""])
 
 
+def growth(measured):
+    lines = [
+        "## Growth",
+        "",
+        "Seconds of a step (the least of three). The same tokens in more documents (stories260K, so that a document's cost "
+        "shows):",
+        "",
+        "| documents | tokens | seconds | memory |",
+        "|---:|---:|---:|---:|",
+    ]
+    lines += [f"| {each['documents']} | {each['tokens']} | {each['seconds']:.3f} | {memory(each['memory'])} |"
+              for each in measured["documents"]]
+    lines += [
+        "",
+        "More tokens in documents of 512 (135M):",
+        "",
+        "| documents | tokens | seconds | seconds per 1,000 tokens | memory |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    lines += [f"| {each['documents']} | {each['tokens']} | {each['seconds']:.2f} "
+              f"| {1000 * each['seconds'] / each['tokens']:.2f} | {memory(each['memory'])} |" for each in measured["tokens"]]
+    return [*lines, "", "## Processes and checkpoints", ""]
+
+
 def own(results):
     """Fettle against itself, where that was measured."""
-    lines = []
+    lines = growth(results["growth"]) if "growth" in results else []
     if ranks := results.get("ranks"):
         lines.append(
             f"- **Several processes**: one process of one thread {ranks['one']:.0f} tokens/s, {ranks['processes']} of them, each "

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of the reference in a process of its own: LoRA r 8 on all linear layers in bfloat16.
+"""One run of the reference in a process of its own, in bfloat16.
 
-    python bench/reference_lora.py equal MODEL TOKENS.jsonl STEPS   transformers + peft, a plain loop, no padding
-    python bench/reference_lora.py trl   MODEL RECORDS.json STEPS   TRL's SFTTrainer as users run it: batch 8, padded
-    python bench/reference_lora.py gemm  TOKENS                     the machine's bfloat16 matrix-product rate
+    python bench/reference.py lora MODEL TOKENS.jsonl STEPS ROWS   transformers + peft, a plain loop, no padding
+    python bench/reference.py full MODEL TOKENS.jsonl STEPS ROWS   the same without peft: all weights
+    python bench/reference.py trl  MODEL RECORDS.json STEPS        TRL's SFTTrainer as users run it: batch 8, padded
+    python bench/reference.py gemm SHAPE                           the machine's bfloat16 matrix-product rate
+
+LoRA has r 8 on all linear layers.
 
 Prints one JSON line. OMP_NUM_THREADS decides the threads.
 """
@@ -13,36 +16,46 @@ import os
 import sys
 import time
 
+import shapes
 import torch
 import transformers
 
-ROWS = 4
 
-
-def load(model_folder):
+def load(model_folder, dtype=torch.bfloat16):
     """bfloat16 weights and sdpa attention: of the settings tried the fastest on a CPU."""
-    settings = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
+    settings = {"dtype": dtype, "attn_implementation": "sdpa"}
     return transformers.AutoModelForCausalLM.from_pretrained(model_folder, **settings)
 
 
-def lora():
+def adapter():
     import peft
 
     return peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def equal(model_folder, tokens_file, steps):
-    """Four rows of equal length a step. The adapter is bfloat16 too, which is faster than PEFT's float32."""
+def lora(model_folder, tokens_file, steps, rows):
+    """Rows of equal length. The adapter is bfloat16 too, which is faster than PEFT's float32."""
     import peft
 
-    model = peft.get_peft_model(load(model_folder), lora(), autocast_adapter_dtype=False)
+    model = peft.get_peft_model(load(model_folder), adapter(), autocast_adapter_dtype=False)
+    return train(model, tokens_file, int(steps), int(rows))
+
+
+def full(model_folder, tokens_file, steps, rows):
+    """float32 weights computed with in bfloat16: what the Trainer's bf16 means, and Fettle's too."""
+    model = load(model_folder, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        return train(model, tokens_file, int(steps), int(rows))
+
+
+def train(model, tokens_file, steps, count):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4, fused=True)
     with open(tokens_file) as lines:
         rows = [json.loads(line)["input_ids"] for line in lines]
     measured = []
-    for step in range(int(steps)):
+    for step in range(steps):
         start = time.perf_counter()
-        ids = torch.tensor(rows[step * ROWS : (step + 1) * ROWS])
+        ids = torch.tensor(rows[step * count : (step + 1) * count])
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -50,7 +63,7 @@ def equal(model_folder, tokens_file, steps):
         optimizer.zero_grad()
         loss.item()
         seconds = time.perf_counter() - start
-        measured.append({"seconds": seconds, "tokens": ids.numel(), "target_tokens": ids.numel() - ROWS})
+        measured.append({"seconds": seconds, "tokens": ids.numel(), "target_tokens": ids.numel() - count})
     return {"steps": measured}
 
 
@@ -104,7 +117,7 @@ def trl(model_folder, records_file, steps):
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     trainer = SFTTrainer(
-        load(model_folder), args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=lora()
+        load(model_folder), args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=adapter()
     )
     clock = Clock(trainer.data_collator)
     trainer.data_collator = clock
@@ -114,12 +127,13 @@ def trl(model_folder, records_file, steps):
     return {"steps": clock.steps()}
 
 
-def gemm(tokens):
-    """FLOP/s of the matrix products of a 135M Llama, each in the share it has in the model, the best of five."""
-    shapes = {(576, 576): 60, (576, 192): 60, (576, 1536): 60, (1536, 576): 30, (576, 49152): 1}  # (in, out): count
+def gemm(name):
+    """FLOP/s of the matrix products of a shape's forward, each in the share it has in the model, the best of five."""
+    shape = shapes.SHAPES[name]
     flops = seconds = 0.0
-    for (inputs, outputs), count in shapes.items():
-        x, weight = torch.randn(int(tokens), inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
+    for (inputs, outputs), count in shape.products.items():
+        x = torch.randn(512 * shape.rows, inputs).bfloat16()
+        weight = torch.randn(outputs, inputs).bfloat16()
         best = float("inf")
         for _ in range(5):
             start = time.perf_counter()
@@ -131,4 +145,4 @@ def gemm(tokens):
 
 
 if __name__ == "__main__":
-    print(json.dumps({"equal": equal, "trl": trl, "gemm": gemm}[sys.argv[1]](*sys.argv[2:])))
+    print(json.dumps({"lora": lora, "full": full, "trl": trl, "gemm": gemm}[sys.argv[1]](*sys.argv[2:])))
