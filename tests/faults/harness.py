@@ -261,7 +261,8 @@ def sha256(path):
 
 def blake3(path):
     """By b3sum(1), which is not Fettle's."""
-    return subprocess.run(["b3sum", "--no-names", str(path)], check=True, capture_output=True, text=True).stdout.strip()
+    with open(path, "rb") as file:
+        return subprocess.run(["b3sum", "--no-names"], stdin=file, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def is_whole(checkpoint):
