@@ -35,7 +35,8 @@ DATASETS = {
     "dolly_finqa": REPOSITORY / "tests/data/datasets/dolly_finqa_500.jsonl",
 }
 RECORDS = 500
-LORA = {"lora_r": 8, "lora_alpha": 16, "learning_rate": 2e-4, "logging_steps": 1, "save_strategy": "no"}
+LORA = {"lora_r": 8, "lora_alpha": 16}
+PLAIN = {"learning_rate": 2e-4, "logging_steps": 1, "save_strategy": "no"}
 # Neither side evaluates or reads back what it saved: only training is measured.
 ONLY_TRAIN = {"do_eval": "false", "verify_saved_model": "false", "log_level": "warning"}
 
@@ -76,7 +77,8 @@ class Bench:
         output = self.folder / "ours"
         shutil.rmtree(output, ignore_errors=True)
         options = {"model_name_or_path": self.model, "output_dir": output, "num_threads": self.threads, **options}
-        options = {**LORA, **ONLY_TRAIN, **options}
+        adapter = {} if options.get("use_peft") == "false" else LORA
+        options = {**adapter, **PLAIN, **ONLY_TRAIN, **options}
         _, memory = self.run([self.fettle, "train", *(f"--{key}={value}" for key, value in options.items())])
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         lines = [line for line in lines if "loss" in line]
