@@ -76,7 +76,7 @@ void handle(int signal) {
 }  // namespace
 
 void handle_stop_signals() {
-  for (const int signal : {SIGTERM, SIGINT}) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
     struct sigaction action {};
     ::sigaction(signal, nullptr, &action);
     if (action.sa_handler == SIG_IGN) continue;  // nohup and shells' background jobs mean it
@@ -109,7 +109,7 @@ int stop_signal() noexcept {
 }
 
 const char* signal_name(int signal) noexcept {
-  return signal == SIGINT ? "SIGINT" : "SIGTERM";
+  return signal == SIGINT ? "SIGINT" : signal == SIGHUP ? "SIGHUP" : "SIGTERM";
 }
 
 }  // namespace fettle

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// SIGTERM and SIGINT: how a cluster and a user ask a run to stop.
+/// SIGTERM, SIGINT and SIGHUP: how a cluster, a user and a terminal that closes ask a run to stop.
 #pragma once
 
 namespace fettle {
@@ -25,9 +25,9 @@ class StopDeferral {
 /// processes what the terminal or the container has sent them already.
 void ignore_repeated_stop_signals();
 
-/// The signal that was noted: SIGTERM, SIGINT, or 0.
+/// The signal that was noted, or 0.
 int stop_signal() noexcept;
-/// "SIGTERM", "SIGINT".
+/// "SIGTERM", "SIGINT", "SIGHUP".
 const char* signal_name(int signal) noexcept;
 
 }  // namespace fettle

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
+#include <csignal>
 #include <exception>
 
 #include "base/error.h"
@@ -16,6 +17,7 @@
 namespace fettle::cli {
 
 int train(const Arguments& arguments) {
+  std::signal(SIGPIPE, SIG_IGN);  // a log whose reader has ended must not end the training
   const dist::Launch launch = dist::read_launch(dist::process_environment);
   if (launch.world_size > 1) {
     log::set_name(fmt::format("rank {}", launch.rank));

@@ -15,6 +15,8 @@ namespace {
 int status_of(const std::function<void()>& work) {
   const pid_t child = ::fork();
   if (child == 0) {
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP})
+      std::signal(signal, SIG_DFL);  // a job in the background has others
     work();
     ::_exit(0);
   }
@@ -24,7 +26,7 @@ int status_of(const std::function<void()>& work) {
 }
 
 TEST(StopSignal, EndsTheProgramWith75) {
-  for (const int signal : {SIGTERM, SIGINT}) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
     const int status = status_of([signal] {
       handle_stop_signals();
       std::raise(signal);
@@ -32,6 +34,16 @@ TEST(StopSignal, EndsTheProgramWith75) {
     ASSERT_TRUE(WIFEXITED(status));
     EXPECT_EQ(WEXITSTATUS(status), 75);
   }
+}
+
+TEST(StopSignal, OneThatWasIgnoredBeforeStaysSo) {
+  const int status = status_of([] {
+    std::signal(SIGHUP, SIG_IGN);  // nohup
+    handle_stop_signals();
+    std::raise(SIGHUP);
+  });
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST(StopSignal, IsOnlyNotedWhileDeferred) {
