@@ -11,6 +11,7 @@ namespace fettle::cli {
 using Arguments = std::vector<std::string>;
 
 int train(const Arguments& arguments);
+int check(const Arguments& arguments);
 int evaluate(const Arguments& arguments);
 int generate(const Arguments& arguments);
 int preprocess(const Arguments& arguments);

@@ -39,6 +39,8 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"train", "Fine-tune a model, evaluate it and save the result.", train, "give it more memory"},
+    {"check", "Whether a training run can begin and end: options, files, masks, memory, disk.", check,
+     "give it more memory"},
     {"eval", "Loss and perplexity of a model, or a model and an adapter, on records.", evaluate,
      "use a smaller per_device_eval_batch_size or max_seq_length"},
     {"generate", "Answer a prompt.", generate, "use a shorter prompt or a smaller max_new_tokens"},

@@ -285,6 +285,8 @@ std::string_view to_string(Command command) {
   switch (command) {
     case Command::kTrain:
       return "train";
+    case Command::kCheck:
+      return "check";
     case Command::kEval:
       return "eval";
     case Command::kGenerate:

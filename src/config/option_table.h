@@ -17,7 +17,7 @@
 namespace fettle::config {
 
 /// The commands that take options. The values are bits, so that an option can name several.
-enum class Command : unsigned { kTrain = 1, kEval = 2, kGenerate = 4, kPreprocess = 8 };
+enum class Command : unsigned { kTrain = 1, kEval = 2, kGenerate = 4, kPreprocess = 8, kCheck = 16 };
 
 std::string_view to_string(Command command);
 
@@ -68,7 +68,10 @@ struct Option {
   TextFormat text_format = TextFormat::kPlain;
   bool choices_or_file = false;  ///< a file's path may stand in place of one of the choices
 
-  [[nodiscard]] bool used_by(Command command) const { return (commands & static_cast<unsigned>(command)) != 0; }
+  /// `fettle check` takes the options of `fettle train`.
+  [[nodiscard]] bool used_by(Command command) const {
+    return (commands & static_cast<unsigned>(command == Command::kCheck ? Command::kTrain : command)) != 0;
+  }
 };
 
 struct Section {

@@ -224,6 +224,7 @@ void validate(Parsed& parsed, Command command) {
   check_data(rules, config.data);
   switch (command) {
     case Command::kTrain:
+    case Command::kCheck:
       return check_train(rules, config);
     case Command::kEval:
       return check_eval(rules, config.data);

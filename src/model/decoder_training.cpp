@@ -25,22 +25,6 @@ std::string module_of(const Parameter& parameter) {
   return parameter.name().substr(0, parameter.name().rfind('.'));
 }
 
-ModuleNames module_names(DecoderImpl& model) {
-  ModuleNames names;
-  for (const Linear* layer : model.linears()) {
-    names.linear.push_back(layer->name);
-  }
-  names.head = "lm_head";
-  for (const Parameter* parameter : model.parameters()) {
-    const std::string module = module_of(*parameter);
-    const bool is_known = module == names.head || std::ranges::find(names.linear, module) != names.linear.end();
-    if (!is_known) {
-      names.other.push_back(module);
-    }
-  }
-  return names;
-}
-
 double scaling(const hub::AdapterConfig& config) {
   const auto rank = static_cast<double>(config.r);
   return config.lora_alpha / (config.use_rslora ? std::sqrt(rank) : rank);
@@ -57,7 +41,7 @@ TensorShape shape_of_b(const Linear& layer, int64_t rank) {
 template <typename Start>
 LoraTargets install(DecoderImpl& model, const hub::AdapterConfig& config, const Start& start) {
   TORCH_CHECK(!model.adapter.has_value(), "Decoder: one adapter at a time");
-  const LoraTargets targets = select_targets(module_names(model), config);
+  const LoraTargets targets = select_targets(module_names(model.spec), config);
   const auto matrix = [&](const TensorShape& shape) {
     Parameter parameter(shape.name, at::empty(shape.shape, model.dtype));
     parameter.train(start(shape));
@@ -165,16 +149,8 @@ std::vector<Parameter*> DecoderImpl::parameters() {
 }
 
 void Decoder::add_lora(const config::LoraConfig& config, uint64_t seed) {
-  const hub::AdapterConfig adapter{.r = config.lora_r,
-                                   .lora_alpha = config.lora_alpha,
-                                   .lora_dropout = config.lora_dropout.value_or(0),
-                                   .use_rslora = config.use_rslora,
-                                   .target_modules = module_selection(config.lora_target_modules),
-                                   .exclude_modules = module_selection(config.lora_exclude_modules),
-                                   .modules_to_save = config.lora_modules_to_save,
-                                   .base_model_name_or_path = {},
-                                   .revision = {}};
-  require_exclusions_match(module_names(*impl_), adapter.exclude_modules);
+  const hub::AdapterConfig adapter = model::adapter_config(config);
+  require_exclusions_match(module_names(impl_->spec), adapter.exclude_modules);
   const at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   const auto start = [&](const TensorShape& shape) {
     if (shape.name.ends_with("lora_A.weight")) {
@@ -195,7 +171,7 @@ void Decoder::load_adapter(const hub::AdapterConfig& config, const hub::TensorSo
   const auto source = std::make_shared<const hub::TensorSource>(weights);
   // Names and shapes are checked as a whole before the first is read.
   std::vector<TensorShape> expected;
-  const LoraTargets targets = select_targets(module_names(*impl_), config);
+  const LoraTargets targets = select_targets(module_names(impl_->spec), config);
   for (const Linear* layer : impl_->linears()) {
     if (std::ranges::find(targets.adapted, layer->name) != targets.adapted.end()) {
       for (const TensorShape& shape : {shape_of_a(*layer, config.r), shape_of_b(*layer, config.r)}) {

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cctype>
+#include <functional>
+#include <numeric>
 #include <regex>
 #include <set>
 #include <string_view>
@@ -18,6 +20,10 @@ namespace {
 std::string lower(std::string text) {
   std::ranges::transform(text, text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return text;
+}
+
+std::string module_of(const std::string& tensor) {
+  return tensor.substr(0, tensor.rfind('.'));
 }
 
 std::string leaf(const std::string& module) {
@@ -120,6 +126,47 @@ hub::ModuleSelection module_selection(const std::vector<std::string>& entries) {
     }
   }
   return {.names = entries, .pattern = {}};
+}
+
+ModuleNames module_names(const DecoderSpec& spec) {
+  ModuleNames names{.linear = {}, .head = "lm_head", .other = {}};
+  for (const TensorShape& tensor : expected_tensors(spec)) {
+    if (!tensor.name.ends_with(".weight")) continue;
+    const std::string module = module_of(tensor.name);
+    if (module != names.head) (module.ends_with("_proj") ? names.linear : names.other).push_back(module);
+  }
+  return names;
+}
+
+hub::AdapterConfig adapter_config(const config::LoraConfig& config) {
+  return {.r = config.lora_r,
+          .lora_alpha = config.lora_alpha,
+          .lora_dropout = config.lora_dropout.value_or(0),
+          .use_rslora = config.use_rslora,
+          .target_modules = module_selection(config.lora_target_modules),
+          .exclude_modules = module_selection(config.lora_exclude_modules),
+          .modules_to_save = config.lora_modules_to_save,
+          .base_model_name_or_path = {},
+          .revision = {}};
+}
+
+int64_t lora_weight_count(const DecoderSpec& spec, const hub::AdapterConfig& config) {
+  const LoraTargets targets = select_targets(module_names(spec), config);
+  const auto is_in = [](const std::vector<std::string>& names, const std::string& name) {
+    return std::ranges::find(names, name) != names.end();
+  };
+  std::vector<TensorShape> tensors = expected_tensors(spec);
+  if (spec.tied_embeddings) tensors.push_back({"lm_head.weight", {spec.vocab_size, spec.hidden_size}});
+  int64_t count = 0;
+  for (const TensorShape& tensor : tensors) {
+    const std::string module = module_of(tensor.name);
+    if (is_in(targets.saved, module)) {
+      count += std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
+    } else if (is_in(targets.adapted, module) && tensor.shape.size() == 2) {
+      count += config.r * (tensor.shape[0] + tensor.shape[1]);
+    }
+  }
+  return count;
 }
 
 LoraTargets select_targets(const ModuleNames& modules, const hub::AdapterConfig& config) {

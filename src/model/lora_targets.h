@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "config/config.h"
 #include "hub/adapter.h"
+#include "model/spec.h"
 
 namespace fettle::model {
 
@@ -26,6 +28,12 @@ struct ModuleNames {
   std::vector<std::string> other;   ///< embedding, norms
 };
 
+/// Of a decoder.
+ModuleNames module_names(const DecoderSpec& spec);
+
+/// What the options ask for, as an adapter's configuration; the base's name is left empty.
+hub::AdapterConfig adapter_config(const config::LoraConfig& config);
+
 struct LoraTargets {
   std::vector<std::string> adapted;                     ///< linear layers with LoRA, in model order
   std::vector<std::string> saved;                       ///< modules trained and saved whole
@@ -38,6 +46,9 @@ struct LoraTargets {
 /// that it is or ends with after a dot; a pattern must match all of its name. Patterns are ECMAScript: what Python's re
 /// shares with it.
 LoraTargets select_targets(const ModuleNames& modules, const hub::AdapterConfig& config);
+
+/// Weights that an adapter trains: its matrices, and the modules that are saved whole. Throws as select_targets.
+int64_t lora_weight_count(const DecoderSpec& spec, const hub::AdapterConfig& config);
 
 /// Throws Error{kConfig}, listing the names there are, if a name or the pattern of lora_exclude_modules matches no
 /// module, or the pattern is all-linear. Not for a saved adapter: PEFT writes and loads those that exclude nothing.

@@ -17,12 +17,10 @@
 #include "base/watchdog.h"
 #include "config/describe.h"
 #include "config/value.h"
-#include "data/prompt.h"
 #include "device/device.h"
 #include "hub/safetensors.h"
 #include "train/checkpoint.h"
 #include "train/evaluate.h"
-#include "train/inputs.h"
 #include "train/loop.h"
 #include "train/output_folder.h"
 #include "train/ranks.h"
@@ -30,6 +28,7 @@
 #include "train/save.h"
 #include "train/shared_checkpoint.h"
 #include "train/shared_result.h"
+#include "train/training_inputs.h"
 
 namespace fettle::train {
 namespace fs = std::filesystem;
@@ -37,16 +36,6 @@ namespace {
 
 /// Batches on which a saved result is compared with the model in memory.
 constexpr int64_t kProbeBatches = 2;
-
-data::OrderOptions training_order(const config::Config& config) {
-  return {config.data.max_seq_length, config.data.packing, config.data.shuffle, config.training.seed,
-          config.training.per_device_train_batch_size};
-}
-
-data::OrderOptions evaluation_order(const config::Config& config) {
-  return {config.data.max_seq_length, config.data.packing, /*shuffle=*/false, config.training.seed,
-          config.training.per_device_eval_batch_size};
-}
 
 void log_evaluation(const char* when, const Evaluation& evaluation) {
   log::info("{}: loss {:.4f}, perplexity {:.3f} on {} records ({} target tokens)", when, evaluation.loss,
@@ -64,6 +53,18 @@ void log_plan(int64_t steps, int64_t steps_per_epoch) {
 [[noreturn]] void fail_version(const fs::path& checkpoint) {
   throw Error(ExitCode::kData, fmt::format("{} was written by another version", checkpoint.string()),
               "start again with overwrite_output_dir and resume_from_checkpoint=none");
+}
+
+/// Options that change no number of the training, but decide when the ranks meet.
+nlohmann::json shared_options(const config::Config& config) {
+  const nlohmann::ordered_json all = config::to_json(config);
+  nlohmann::json shared = nlohmann::json::object();
+  for (const char* name : {"zero_stage", "ddp_bucket_cap_mb", "do_train", "do_eval", "eval_strategy", "eval_steps",
+                           "per_device_eval_batch_size", "save_strategy", "save_steps", "grad_spike_limit",
+                           "gradient_checkpointing", "verify_saved_model", "max_shard_size"}) {
+    shared[name] = all.at(name);
+  }
+  return shared;
 }
 
 /// One run of `fettle train`. Members are what several of its stages need.
@@ -94,7 +95,9 @@ class FineTuning {
   [[nodiscard]] std::map<std::string, int64_t> weight_owners() const;
   [[nodiscard]] std::optional<model::LayerSharing> sharing() const;
   void require_same_on_all_ranks() const;
+  void require_same_validation() const;
   [[nodiscard]] StartingPoint starting_point();
+  void require_unchanged(const StartingPoint& start) const;
   [[nodiscard]] int64_t batches_per_step(const StartingPoint& start) const;
   [[nodiscard]] model::Decoder make_model(const StartingPoint& start) const;
   [[nodiscard]] Run make_run(model::Decoder& model, MetricsLog& metrics);
@@ -320,10 +323,15 @@ std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, mod
   return run.last_evaluation;
 }
 
+void FineTuning::require_same_validation() const {
+  group_->require_same("the validation records", data_.validation ? data_.validation->fingerprint() : "none");
+}
+
 void FineTuning::require_same_on_all_ranks() const {
   for (const char* part : {"options", "data_options"})
     group_->require_same("the configuration", identity_.at(part).dump());
   group_->require_same("the training records", identity_.at("dataset").get<std::string>());
+  require_same_validation();
   if (group_->size() > 1) group_->require_same("the base model", weights_fingerprint(inputs_.base.open_weights()));
 }
 
@@ -357,6 +365,17 @@ StartingPoint FineTuning::starting_point() {
   return start;
 }
 
+/// Another process may have begun, or even finished, a run there before this one had the lock.
+void FineTuning::require_unchanged(const StartingPoint& start) const {
+  const StartingPoint now = find_starting_point(config_, identity_);
+  if (now.finished == start.finished && now.checkpoint == start.checkpoint && now.keeps_folder == start.keeps_folder) {
+    return;
+  }
+  throw Error(ExitCode::kUnavailable,
+              fmt::format("output_dir {} was changed by another process while this one began", output_dir_.string()),
+              "run the same command again");
+}
+
 /// A file that is missing after output_dir was there is the volume's fault, not the user's.
 void FineTuning::run() {
   try {
@@ -383,7 +402,10 @@ void FineTuning::run_in_folder() {
   model::Decoder model = make_model(start);  // before output_dir is touched: it may hold the adapter to start from
   std::optional<MetricsLog> metrics;
   if (is_main()) {
-    if (!lock) lock.emplace(output_dir_);
+    if (!lock) {
+      lock.emplace(output_dir_);
+      require_unchanged(start);
+    }
     begin_run(config_, identity_, start);
     has_begun_ = true;
     write_file(output_dir_ / "fettle_config.json", config::to_json(config_).dump(2) + '\n');
@@ -417,6 +439,7 @@ void FineTuning::run_in_folder() {
 }
 
 void FineTuning::evaluate_only() {
+  require_same_validation();
   if (!evaluates()) {
     throw Error(ExitCode::kConfig, "do_train is false and there are no evaluation records",
                 "give validation_file or validation_split_percentage");
@@ -434,20 +457,11 @@ dist::GroupOptions group_options(const config::DistributedConfig& options) {
   return {.timeout = seconds(options.ddp_timeout), .peer_timeout = seconds(options.peer_timeout)};
 }
 
-/// The date for a chat template that writes today's, which decides tokens: a run that is taken up again on another day
-/// keeps the one it began with. Empty if the template writes none.
-std::string settled_date(const config::Config& config, const text::Tokenizer& tokenizer) {
-  config::DataConfig data = config.data;
-  if (data.template_date.empty()) data.template_date = noted_template_date(config.output);
-  std::string date = data::PromptBuilder(data, tokenizer).template_date();
-  if (!date.empty()) log::info("the chat template writes the date, here {}; template_date sets another", date);
-  return date;
-}
-
-void fine_tune_in(const std::shared_ptr<dist::Group>& group, const config::Config& config, ModelInputs inputs,
-                  data::PreparedData data) {
-  FineTuning fine_tuning(config, std::move(inputs), std::move(data), group);
+void fine_tune_in(const std::shared_ptr<dist::Group>& group, TrainingInputs inputs) {
+  const config::Config& config = inputs.config;
+  FineTuning fine_tuning(config, std::move(inputs.model), std::move(inputs.data), group);
   try {
+    group->require_same("the configuration", shared_options(config).dump());
     if (config.training.do_train) {
       fine_tuning.run();
     } else {
@@ -474,16 +488,10 @@ void fine_tune(const config::Config& given, const dist::Launch& launch) {
   const Watchdog watchdog(parse_section_limits(given.distributed.section_timeouts), log::name());
   std::optional<SectionMark> mark(std::in_place, Section::kSetup);
   log::info("{}", start_device(given.device, launch.local_world_size).description());
-  ModelInputs inputs = load_inputs(given.model);
-  config::Config config = given;
-  config.data.template_date = settled_date(config, inputs.tokenizer);
-  mark.emplace(Section::kData);
-  data::PreparedData data = data::prepare(config.data, inputs.tokenizer, config.training.do_train);
-  require_vocabulary(inputs, data.train);
-  if (data.validation) require_vocabulary(inputs, *data.validation);
   mark.reset();
-  const auto group = dist::Group::join(launch, group_options(config.distributed));  // tokenizing may take hours
-  fine_tune_in(group, config, std::move(inputs), std::move(data));
+  TrainingInputs inputs = prepare_training(given);
+  const auto group = dist::Group::join(launch, group_options(given.distributed));  // tokenizing may take hours
+  fine_tune_in(group, std::move(inputs));
 }
 
 }  // namespace fettle::train

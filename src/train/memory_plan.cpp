@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/memory_plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace fettle::train {
+namespace {
+
+constexpr double kFloatBytes = 4;
+/// Code and data of the program and its libraries, and oneDNN's compiled kernels.
+constexpr double kProgramBytes = 270e6;
+/// What the allocator holds above the tensors that are alive: blocks of a step do not fit the holes of the last
+/// exactly.
+constexpr double kAllocator = 1.13;
+/// Logits of a chunk, as ops/linear_cross_entropy.cpp takes them.
+constexpr double kChunkBytes = 24 << 20;
+constexpr double kLeastChunkRows = 64;
+
+/// Elements that a layer keeps of a token for its backward: the residual stream and its norm twice; queries, keys,
+/// values and what attention mixed; gate, up and their product.
+double kept_elements(const model::DecoderSpec& spec) {
+  const auto width = static_cast<double>(spec.heads * spec.head_dim);
+  const auto keys = static_cast<double>(spec.kv_heads * spec.head_dim);
+  return 4 * static_cast<double>(spec.hidden_size) + 2 * width + 2 * keys +
+         3 * static_cast<double>(spec.intermediate_size);
+}
+
+/// Bytes of the layers' activations at the start of the backward.
+double activation_bytes(const model::DecoderSpec& spec, double tokens, double element, bool recomputes) {
+  const double layer = tokens * element * kept_elements(spec);
+  const auto layers = static_cast<double>(spec.layers);
+  if (!recomputes) return layers * layer;
+  const double inputs = layers * tokens * element * static_cast<double>(spec.hidden_size);
+  // One layer is computed again, and the gradients of its activations stand beside them.
+  return inputs + 2 * layer;
+}
+
+}  // namespace
+
+double MemoryPlan::peak_bytes() const {
+  return std::accumulate(parts.begin(), parts.end(), 0.0,
+                         [](double sum, const MemoryPart& part) { return sum + part.bytes; });
+}
+
+MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& config, const PlannedRun& run) {
+  const config::TrainingConfig& training = config.training;
+  const double element = training.bf16 ? 2 : kFloatBytes;
+  const auto weights = static_cast<double>(model::parameter_count(spec));
+  const auto trained = static_cast<double>(run.trained_weights);
+  const bool is_full = !config.lora.use_peft;
+  const int64_t stage = run.processes > 1 ? config.distributed.zero_stage : 0;
+  const auto shared = [&](int64_t from, double bytes) {
+    return stage >= from ? bytes / static_cast<double>(run.processes) : bytes;
+  };
+  const auto vocabulary = static_cast<double>(spec.vocab_size);
+  const double logits = vocabulary * element * std::max(kLeastChunkRows, kChunkBytes / (vocabulary * element));
+  const double head_gradient = is_full ? vocabulary * static_cast<double>(spec.hidden_size) * kFloatBytes : 0;
+  const bool recomputes = training.gradient_checkpointing || stage == 3;
+  const bool copies = training.async_save && training.save_strategy != "no" && stage == 0;
+
+  MemoryPlan plan;
+  plan.parts.push_back({"the program", kProgramBytes});
+  plan.parts.push_back({"the base's file, mapped", shared(3, run.stored_bytes)});
+  if (!run.is_mapped || is_full) plan.parts.push_back({"weights to compute with", shared(3, weights * element)});
+  plan.parts.push_back({"trained weights in float32", shared(3, trained * kFloatBytes)});
+  if (!is_full && element < kFloatBytes) plan.parts.push_back({"the adapter to compute with", trained * element});
+  plan.parts.push_back({"gradients", shared(2, trained * kFloatBytes)});
+  plan.parts.push_back({"the optimizer's state", shared(1, 2 * trained * kFloatBytes)});
+  if (copies) plan.parts.push_back({"a copy for saving (async_save)", checkpoint_bytes(run.trained_weights)});
+  plan.parts.push_back({recomputes ? "activations (recomputed)" : "activations",
+                        kAllocator * activation_bytes(spec, static_cast<double>(run.tokens), element, recomputes)});
+  plan.parts.push_back({"logits", kAllocator * logits + head_gradient});
+  return plan;
+}
+
+double checkpoint_bytes(int64_t trained_weights) {
+  return 3 * kFloatBytes * static_cast<double>(trained_weights);
+}
+
+}  // namespace fettle::train

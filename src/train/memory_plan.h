@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+/// How much memory a training process will need, from shapes alone.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "config/config.h"
+#include "model/spec.h"
+
+namespace fettle::train {
+
+struct MemoryPart {
+  std::string_view what;
+  double bytes;
+};
+
+struct MemoryPlan {
+  std::vector<MemoryPart> parts;
+  [[nodiscard]] double peak_bytes() const;
+};
+
+/// What a plan is made of besides the options.
+struct PlannedRun {
+  int64_t trained_weights;
+  double stored_bytes;  ///< of the base's weights in their file
+  bool is_mapped;       ///< the file's bytes are what the model computes with
+  int64_t tokens;       ///< of the largest micro-batch
+  int64_t processes;
+};
+
+/// The peak resident memory of one process that trains on a CPU. Within 10 % of what is measured, for models whose
+/// needs are not lost beside the program's own (tests/interop/test_memory_plan.py).
+MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& config, const PlannedRun& run);
+
+/// Bytes of a checkpoint: the trained weights in float32 and the optimizer's two means.
+double checkpoint_bytes(int64_t trained_weights);
+
+}  // namespace fettle::train

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/training_inputs.h"
+
+#include <string>
+#include <utility>
+
+#include "base/log.h"
+#include "base/watchdog.h"
+#include "data/prompt.h"
+#include "train/output_folder.h"
+
+namespace fettle::train {
+namespace {
+
+/// The date for a chat template that writes today's, which decides tokens: a run that is taken up again on another day
+/// keeps the one it began with. Empty if the template writes none.
+std::string settled_date(const config::Config& config, const text::Tokenizer& tokenizer) {
+  config::DataConfig data = config.data;
+  if (data.template_date.empty()) data.template_date = noted_template_date(config.output);
+  std::string date = data::PromptBuilder(data, tokenizer).template_date();
+  if (!date.empty()) log::info("the chat template writes the date, here {}; template_date sets another", date);
+  return date;
+}
+
+}  // namespace
+
+TrainingInputs prepare_training(const config::Config& given) {
+  ModelInputs model = load_inputs(given.model);
+  config::Config config = given;
+  config.data.template_date = settled_date(config, model.tokenizer);
+  const SectionMark mark(Section::kData);
+  data::PreparedData data = data::prepare(config.data, model.tokenizer, config.training.do_train);
+  require_vocabulary(model, data.train);
+  if (data.validation) require_vocabulary(model, *data.validation);
+  return {std::move(config), std::move(model), std::move(data)};
+}
+
+data::OrderOptions training_order(const config::Config& config) {
+  return {config.data.max_seq_length, config.data.packing, config.data.shuffle, config.training.seed,
+          config.training.per_device_train_batch_size};
+}
+
+data::OrderOptions evaluation_order(const config::Config& config) {
+  return {config.data.max_seq_length, config.data.packing, /*shuffle=*/false, config.training.seed,
+          config.training.per_device_eval_batch_size};
+}
+
+}  // namespace fettle::train
