@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "hub/json.h"
 #include "hub/path.h"
 #include "train/tensor_file.h"
 
@@ -73,7 +74,7 @@ enum class Compare { kSizes, kHashes };
 /// See why_broken; throws nlohmann's exceptions for a manifest of the wrong form.
 std::string compare_with_manifest(const fs::path& folder, Compare what) {
   if (!fs::is_regular_file(folder / kManifest)) return fmt::format("{} is missing", kManifest);
-  const nlohmann::json files = nlohmann::json::parse(read_file(folder / kManifest)).at("files");
+  const nlohmann::json files = hub::parse_json_object(read_file(folder / kManifest), kManifest).at("files");
   for (const char* name : {kOptimizerFile, kState}) {
     if (!files.contains(name)) return fmt::format("{} does not list {}", kManifest, name);
   }
@@ -100,7 +101,10 @@ std::string why_broken(const fs::path& folder, Compare what) {
   } catch (const fs::filesystem_error& error) {
     throw_system_error("read", error.path1(), error.code().value());
   } catch (const Error& error) {
-    if (error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission) throw;
+    if (error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission ||
+        error.code() == ExitCode::kOutOfMemory) {
+      throw;  // it may be whole
+    }
     return error.what();
   }
 }
@@ -166,16 +170,15 @@ void restore_checkpoint(const fs::path& folder, const Snapshot& snapshot) {
 }
 
 nlohmann::json read_checkpoint_state(const fs::path& folder) {
-  const nlohmann::json state = nlohmann::json::parse(read_file(folder / kState), nullptr, false);
-  if (!state.is_object()) {
-    throw Error(ExitCode::kData, fmt::format("{} is not a JSON object", (folder / kState).string()),
-                "resume from another checkpoint");
-  }
-  return state;
+  return hub::parse_json_object(read_file(folder / kState), (folder / kState).string());
 }
 
 std::string why_broken(const fs::path& folder) {
   return why_broken(folder, Compare::kHashes);
+}
+
+std::optional<int64_t> checkpoint_step(const fs::path& folder) {
+  return step_of(folder);
 }
 
 std::vector<fs::path> list_checkpoints(const fs::path& output_dir) {

@@ -53,8 +53,11 @@ std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, 
 /// Overwrites the snapshot's tensors from a checkpoint. Throws Error{kData} if it does not fit.
 void restore_checkpoint(const std::filesystem::path& folder, const Snapshot& snapshot);
 
-/// trainer_state.json of a checkpoint.
+/// trainer_state.json of a checkpoint. Throws Error{kData} if it is not a JSON object.
 nlohmann::json read_checkpoint_state(const std::filesystem::path& folder);
+
+/// The step that the folder's name says; none for any other name.
+std::optional<int64_t> checkpoint_step(const std::filesystem::path& folder);
 
 /// Empty if all files are there with the sizes and hashes of the manifest; else what is wrong, naming the file. Throws
 /// Error{kIo} or {kPermission} for a file that cannot be read: it may be whole.

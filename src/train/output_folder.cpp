@@ -15,9 +15,11 @@
 #include "base/log.h"
 #include "config/describe.h"
 #include "config/option_table.h"
+#include "hub/json.h"
 #include "hub/path.h"
 #include "train/checkpoint.h"
 #include "train/save.h"
+#include "train/state.h"
 
 namespace fettle::train {
 namespace fs = std::filesystem;
@@ -101,6 +103,22 @@ nlohmann::json identity_of(const fs::path& checkpoint) {
   return read_checkpoint_state(checkpoint).value("identity", nlohmann::json::object());
 }
 
+/// What is wrong with a state whose file is whole: it was edited, or the folder renamed. Empty: nothing.
+std::string why_state_is_wrong(const fs::path& folder, const nlohmann::json& saved) {
+  try {
+    const auto state = saved.at("state").get<TrainingState>();
+    const int64_t step = checkpoint_step(folder).value_or(state.step);
+    if (!saved.at("state").at("step").is_number_integer() || state.step != step || step < 1) {
+      return fmt::format("trainer_state.json is of step {}", saved.at("state").at("step").dump());
+    }
+    const bool is_possible =
+        state.cursor.epoch >= 0 && state.cursor.batch >= 0 && state.batches_per_step >= 1 && state.window_steps >= 0;
+    return is_possible ? "" : "trainer_state.json holds a count below 0";
+  } catch (const nlohmann::json::exception&) {
+    return "trainer_state.json is of another version";
+  }
+}
+
 /// A checkpoint that the user named: it must be whole and belong to this run.
 void require_usable(const fs::path& folder, const nlohmann::json& identity) {
   if (!fs::is_directory(folder)) {
@@ -113,13 +131,57 @@ void require_usable(const fs::path& folder, const nlohmann::json& identity) {
                 "resume from an older checkpoint, or use auto");
   }
   require_same_run(identity_of(folder), identity, folder);
+  const std::string wrong = why_state_is_wrong(folder, read_checkpoint_state(folder));
+  if (!wrong.empty()) {
+    throw Error(ExitCode::kData, fmt::format("resume_from_checkpoint: {}: {}", folder.string(), wrong),
+                "resume from another checkpoint, or use auto");
+  }
+}
+
+/// The local files and folders that a run reads.
+std::vector<std::string> inputs_of(const config::Config& config) {
+  std::vector<std::string> inputs = config.data.train_file;
+  inputs.insert(inputs.end(), config.data.validation_file.begin(), config.data.validation_file.end());
+  inputs.insert(inputs.end(), {config.data.dataset_name, config.model.model_name_or_path,
+                               config.model.adapter_name_or_path, config.model.tokenizer_name});
+  return inputs;
+}
+
+/// Before an earlier run is removed: none of what the new one reads may be part of it. The adapter to start from may be
+/// the earlier result itself: that stays until the new one replaces it.
+void require_inputs_elsewhere(const config::Config& config) {
+  std::error_code failure;
+  const fs::path folder = fs::weakly_canonical(config.output.output_dir, failure);
+  for (const std::string& input : inputs_of(config)) {
+    if (input.empty() || !fs::exists(input, failure)) continue;
+    const fs::path inside = fs::weakly_canonical(input, failure).lexically_relative(folder);
+    const std::string first = inside.empty() ? ".." : inside.begin()->string();
+    const bool is_result = first == "." && input != config.model.adapter_name_or_path;
+    if (!is_result && first != "metrics.jsonl" && !first.starts_with("checkpoint-")) continue;
+    throw Error(ExitCode::kConfig,
+                fmt::format("output_dir {} holds {}, which this run reads, and overwrite_output_dir would replace it",
+                            config.output.output_dir, input),
+                "choose another output_dir");
+  }
 }
 
 /// Why a checkpoint of output_dir cannot be used; empty: it can.
 std::string why_unusable(const fs::path& folder, const nlohmann::json& identity) {
-  const std::string reason = why_broken(folder);
+  std::string reason = why_broken(folder);
   if (!reason.empty()) return "broken: " + reason;
-  const std::vector<std::string> different = explain_difference(identity_of(folder), identity);
+  nlohmann::json state;
+  try {
+    state = read_checkpoint_state(folder);
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::kData) throw;
+    return fmt::format("broken: {}", error.what());
+  }
+  const std::vector<std::string> different =
+      explain_difference(state.value("identity", nlohmann::json::object()), identity);
+  if (different.empty()) {
+    reason = why_state_is_wrong(folder, state);
+    if (!reason.empty()) return "broken: " + reason;
+  }
   return different.empty() ? "" : fmt::format("of another run; different: {}", fmt::join(different, ", "));
 }
 
@@ -164,8 +226,26 @@ void remove_earlier_run(const fs::path& folder, bool keeps_adapter) {
 /// run.json, or null if there is none that can be used.
 nlohmann::json read_run_file(const fs::path& folder) {
   if (!fs::is_regular_file(folder / kRunFile)) return nullptr;
-  const nlohmann::json run = nlohmann::json::parse(read_file(folder / kRunFile), nullptr, false);
-  return run.is_object() && run.value("identity", nlohmann::json()).is_object() ? run : nlohmann::json();
+  nlohmann::json run;
+  try {
+    run = hub::parse_json_object(read_file(folder / kRunFile), kRunFile);
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::kData) throw;
+  }
+  const nlohmann::json identity = run.is_object() ? run.value("identity", nlohmann::json()) : nlohmann::json();
+  return identity.is_object() && identity.value("data_options", nlohmann::json::object()).is_object()
+             ? run
+             : nlohmann::json();
+}
+
+/// A finished run that goes on from one of its earlier checkpoints loses what came after it.
+void require_unfinished(const config::OutputConfig& options) {
+  const nlohmann::json run = read_run_file(options.output_dir);
+  if (options.overwrite_output_dir || !run.is_object() || run.value("finished", nlohmann::json()) != true) return;
+  throw Error(ExitCode::kConfig,
+              fmt::format("output_dir {} holds this run complete; going back to {} would remove what came after",
+                          options.output_dir, options.resume_from_checkpoint),
+              "give a copy of that checkpoint and another output_dir, or set overwrite_output_dir");
 }
 
 bool is_same_run(const nlohmann::json& run, const nlohmann::json& identity) {
@@ -194,7 +274,7 @@ bool claims_run(const fs::path& checkpoint, const nlohmann::json& identity) {
   try {
     return explain_difference(identity_of(checkpoint), identity).empty();
   } catch (const Error& error) {
-    if (error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission) throw;
+    if (error.code() != ExitCode::kData && error.code() != ExitCode::kNoInput) throw;
     return false;
   }
 }
@@ -240,6 +320,7 @@ StartingPoint find_starting_point(const config::Config& config, const nlohmann::
     start.checkpoint = resume;
     require_usable(resume, identity);
     if (is_inside(resume, folder)) {
+      require_unfinished(options);
       start.keeps_folder = true;
       return start;
     }
@@ -248,7 +329,7 @@ StartingPoint find_starting_point(const config::Config& config, const nlohmann::
   const nlohmann::json run = read_run_file(folder);
   bool same = is_same_run(run, identity);
   if (!same && resume == "auto" && holds_own_checkpoint(folder, identity)) {
-    log::warning("{} is damaged; the checkpoints beside it are this run's", (folder / kRunFile).string());
+    log::warning("{} is missing or damaged; the checkpoints beside it are this run's", (folder / kRunFile).string());
     same = true;
   }
   if (same && start.checkpoint) {
@@ -257,7 +338,10 @@ StartingPoint find_starting_point(const config::Config& config, const nlohmann::
   }
   if (same && resume == "auto") {
     const bool finished = run.is_object() && run.value("finished", nlohmann::json()) == true;
-    if (finished && options.overwrite_output_dir) return {};
+    if (finished && options.overwrite_output_dir) {
+      require_inputs_elsewhere(config);
+      return {};
+    }
     if (finished && has_result(folder, config.lora.use_peft)) return {.finished = true};
     if (finished) log::warning("the run in {} is complete, but its result is gone: it continues", folder.string());
     start.checkpoint = newest_usable(options, identity);
@@ -265,6 +349,7 @@ StartingPoint find_starting_point(const config::Config& config, const nlohmann::
     return start;
   }
   if (!options.overwrite_output_dir) refuse_folder(folder, run, identity);
+  require_inputs_elsewhere(config);
   return start;
 }
 
@@ -275,11 +360,14 @@ std::string noted_template_date(const config::OutputConfig& options) {
   if (resume == "auto") {
     run = read_run_file(options.output_dir);
   } else if (fs::is_directory(resume)) {
-    run = read_checkpoint_state(resume);
+    try {
+      run = read_checkpoint_state(resume);
+    } catch (const Error&) {  // find_starting_point will say what is wrong
+      return {};
+    }
   }
-  const nlohmann::json noted = run.is_object()
-                                   ? run.value("/identity/data_options/template_date"_json_pointer, nlohmann::json())
-                                   : nlohmann::json();
+  const auto pointer = "/identity/data_options/template_date"_json_pointer;
+  const nlohmann::json noted = run.contains(pointer) ? run.at(pointer) : nlohmann::json();
   return noted.is_string() ? noted.get<std::string>() : std::string();
 }
 

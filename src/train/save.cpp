@@ -65,7 +65,10 @@ bool has_result(const fs::path& folder, bool is_adapter) {
     }
     return true;
   } catch (const Error& error) {
-    if (error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission) throw;
+    if (error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission ||
+        error.code() == ExitCode::kOutOfMemory) {
+      throw;
+    }
     return false;
   }
 }

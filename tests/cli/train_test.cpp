@@ -155,9 +155,41 @@ TEST(Train, ACheckpointBeyondTheEndIsRefused) {
   hash.update(std::as_bytes(std::span(text)));
   manifest["files"]["trainer_state.json"] = {{"bytes", state.dump().size()}, {"blake3", hash.finish()}};
   write_file(checkpoint / "manifest.json", manifest.dump());
+  const Result edited = run_program(arguments);
+  EXPECT_EQ(edited.code, code(ExitCode::kData)) << edited.err;
+  EXPECT_THAT(edited.error(), HasSubstr("checkpoint-2 is broken: trainer_state.json is of step 3"));
+  fs::rename(checkpoint, folder / "out" / "checkpoint-3");
+  const Result beyond = run_program(arguments);
+  EXPECT_EQ(beyond.code, code(ExitCode::kData)) << beyond.err;
+  EXPECT_THAT(beyond.error(), HasSubstr("is at step 3, and this run has 2"));
+}
+
+TEST(Train, ALogThatNobodyReadsDoesNotEndIt) {
+  const TemporaryFolder folder;
+  const auto arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()));
+  const Result result = run_program(arguments, RLIM_INFINITY, [] {
+    int ends[2];
+    if (::pipe(ends) != 0) ::_exit(99);
+    ::dup2(ends[1], STDERR_FILENO);
+    ::close(ends[0]);
+    ::close(ends[1]);
+  });
+  EXPECT_EQ(result.code, 0);
+  EXPECT_TRUE(fs::exists(folder / "out" / "adapter_model.safetensors"));
+}
+
+TEST(Train, CheckSaysWhatTrainingWillNeedAndChangesNothing) {
+  const TemporaryFolder folder;
+  auto arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()));
+  arguments.front() = "check";
   const Result result = run_program(arguments);
-  EXPECT_EQ(result.code, code(ExitCode::kData)) << result.err;
-  EXPECT_THAT(result.error(), HasSubstr("is at step 3, and this run has 2"));
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("2 steps, "));
+  EXPECT_THAT(result.out, HasSubstr("starts at the first step"));
+  EXPECT_THAT(result.out, HasSubstr("GB at the peak"));
+  EXPECT_FALSE(fs::exists(folder / "out"));
+  arguments.push_back("--lora_target_modules=no_such_layer");
+  EXPECT_EQ(run_program(arguments).code, code(ExitCode::kConfig));
 }
 
 TEST(Train, AFinishedRunWithoutItsResultSavesItAgain) {

@@ -387,6 +387,10 @@ def disagreements(workplace, summary, _):
     cases = {
         "learning_rate": (Start(SIZE, more={2: ["--learning_rate=0.5"]}), "rank 2.*0.5.*against.*0.001", {}),
         "seed": (Start(SIZE, more={3: ["--seed=7"]}), "rank 3.*7.*against.*42", {}),
+        "zero_stage": (Start(SIZE, more={1: ["--zero_stage=1"]}), "rank 1.*1.*against.*0", {}),
+        "eval_steps": (Start(SIZE, more={2: ["--eval_steps=3"]}), f"rank 2.*3.*against.*{harness.EVAL_STEPS}", {}),
+        "do_train": (Start(SIZE, more={3: ["--do_train=false"]}), "rank 3.*false.*against.*true", {}),
+        "validation records": (Start(SIZE, more={1: ["--max_eval_samples=3"]}), "validation records of rank 1", {}),
         "the file's name": (Start(SIZE, more={1: [f"--train_file={other}"]}), "rank 1.*records.*against.*tinystories", {}),
         "records": (machines(workplace, "train.jsonl", 3, without_last_line), "records of rank 3.*" + hashes, same_names),
         "weights": (machines(workplace, "model/model.safetensors", 2, with_a_bit_flipped), "model of rank 2.*" + hashes,

@@ -9,6 +9,7 @@
 #include "hub/adapter.h"
 #include "hub/safetensors.h"
 #include "train/checkpoint.h"
+#include "train/state.h"
 #include "train/tensor_file.h"
 #include "train/tiny.h"
 
@@ -24,9 +25,20 @@ config::Config some_config(const fs::path& output_dir) {
   return config;
 }
 
-void write_some_checkpoint(const fs::path& folder, int64_t step, const nlohmann::json& identity) {
+void write_state(const fs::path& folder, int64_t step, const nlohmann::json& state) {
   const model::NamedTensor tensor{"a", at::full({1}, 1.0, at::kFloat)};
-  write_checkpoint(folder, step, {"model.safetensors", {tensor}, {tensor}, {{"identity", identity}}});
+  write_checkpoint(folder, step, {"model.safetensors", {tensor}, {tensor}, state});
+}
+
+TrainingState state_at(int64_t step) {
+  TrainingState state;
+  state.step = step;
+  state.batches_per_step = 1;
+  return state;
+}
+
+void write_some_checkpoint(const fs::path& folder, int64_t step, const nlohmann::json& identity) {
+  write_state(folder, step, {{"identity", identity}, {"state", state_at(step)}});
 }
 
 void write_some_adapter(const fs::path& folder) {
@@ -247,6 +259,83 @@ TEST(StartingPoint, AFinishedRunWhoseResultIsGoneContinues) {
   EXPECT_TRUE(find_starting_point(config, identity).finished);
   fs::remove(folder.path() / "adapter_model.safetensors");
   EXPECT_FALSE(find_starting_point(config, identity).finished);
+  EXPECT_EQ(find_starting_point(config, identity).checkpoint, folder.path() / "checkpoint-3");
+}
+
+TEST(StartingPoint, AStateThatDoesNotFitIsPassedOver) {
+  const auto changed = [](const char* key, const nlohmann::json& value) {
+    nlohmann::json state = state_at(7);
+    state[key] = value;
+    return state;
+  };
+  const std::vector<nlohmann::json> states = {changed("step", 6),
+                                              changed("step", -1),
+                                              changed("step", 7.5),
+                                              changed("cursor", {{"epoch", 0}, {"batch", -1}}),
+                                              changed("batches_per_step", 0),
+                                              nlohmann::json::array(),
+                                              nullptr};
+  for (const nlohmann::json& state : states) {
+    SCOPED_TRACE(state.dump());
+    const TemporaryFolder folder;
+    const config::Config config = some_config(folder.path());
+    const nlohmann::json identity = run_identity(config, "data");
+    begin_run(config, identity, {});
+    write_some_checkpoint(folder.path(), 3, identity);
+    write_state(folder.path(), 7, {{"identity", identity}, {"state", state}});
+    EXPECT_EQ(find_starting_point(config, identity).checkpoint, folder.path() / "checkpoint-3");
+  }
+}
+
+TEST(StartingPoint, AFinishedRunGoesBackOnlyIfTold) {
+  const TemporaryFolder folder;
+  config::Config config = some_config(folder.path());
+  const nlohmann::json identity = run_identity(config, "data");
+  begin_run(config, identity, {});
+  write_some_checkpoint(folder.path(), 3, identity);
+  config.output.resume_from_checkpoint = folder.path() / "checkpoint-3";
+  EXPECT_TRUE(find_starting_point(config, identity).checkpoint) << "it is not finished yet";
+  finish_run(folder.path(), identity);
+  EXPECT_EQ(code_of([&] { find_starting_point(config, identity); }), ExitCode::kConfig);
+  config.output.overwrite_output_dir = true;
+  EXPECT_TRUE(find_starting_point(config, identity).checkpoint);
+}
+
+TEST(StartingPoint, WhatARunReadsIsNotOverwritten) {
+  const TemporaryFolder folder;
+  const fs::path out = folder / "out";
+  config::Config config = some_config(out);
+  begin_run(config, run_identity(config, "old"), {});
+  write_some_checkpoint(out, 3, run_identity(config, "old"));
+  write_file(out / "metrics.jsonl", "{}\n");
+  write_file(out / "records.jsonl", "{}\n");
+  config.output.overwrite_output_dir = true;
+  const auto start = [&] { find_starting_point(config, run_identity(config, "new")); };
+  EXPECT_NO_THROW(start());
+  config.data.train_file = {out / "records.jsonl"};
+  EXPECT_NO_THROW(start()) << "it stays";
+  config.data.train_file = {out / "metrics.jsonl"};
+  EXPECT_EQ(code_of(start), ExitCode::kConfig);
+  config.data.train_file = {"a.jsonl"};
+  config.model.adapter_name_or_path = out / "checkpoint-3";
+  EXPECT_EQ(code_of(start), ExitCode::kConfig);
+  config.model.adapter_name_or_path = out;
+  EXPECT_NO_THROW(start());
+  config.model.adapter_name_or_path.clear();
+  config.model.model_name_or_path = folder.path() / "out/../out";
+  EXPECT_EQ(code_of(start), ExitCode::kConfig);
+}
+
+TEST(StartingPoint, DeepJsonIsADamagedFile) {
+  const TemporaryFolder folder;
+  const config::Config config = some_config(folder.path());
+  const nlohmann::json identity = run_identity(config, "data");
+  begin_run(config, identity, {});
+  write_some_checkpoint(folder.path(), 3, identity);
+  write_some_checkpoint(folder.path(), 5, identity);
+  const std::string deep = std::string(300000, '[');
+  write_file(folder / "run.json", "{\"identity\":" + deep);
+  write_file(folder.path() / "checkpoint-5/manifest.json", "{\"files\":" + deep);
   EXPECT_EQ(find_starting_point(config, identity).checkpoint, folder.path() / "checkpoint-3");
 }
 
