@@ -2,8 +2,15 @@
 /// Attention over documents against its twin (explicit scores and mask) in float64.
 #include "ops/attention.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/ops/all.h>
+#include <ATen/ops/any.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/isnan.h>
 #include <c10/util/Exception.h>
+
+#include <limits>
 
 #include "reference.h"
 
@@ -29,7 +36,9 @@ TEST(Attention, MatchesTwinForwardAndBackward) {
       {2, 2, 300, {0, 700, 950}},      // several segments in a document
       {2, 1, 100, {0, 600}},           // window below the least block
       {2, 1, 0, {0, 64, 129, 257}},    // as long as the padded lengths, and one more
-      {1, 1, 130, {0, 1200}},          // padded in steps of 128, with a window
+      {1, 1, 130, {0, 1200}},          // several blocks, with a window
+      {2, 1, 0, {0, 1, 2, 3, 131}},    // single tokens, and one block and more
+      {1, 1, 2, {0, 200}},             // several blocks, of which a query sees two keys
   };
   for (const Case& c : cases) {
     SCOPED_TRACE("heads " + std::to_string(c.heads) + "/" + std::to_string(c.key_heads) + " window " +
@@ -54,6 +63,22 @@ TEST(Attention, DocumentsDoNotSeeEachOther) {
   const at::Tensor after = attention(q, k2, v, spec, {0, 10, 30});
   EXPECT_TRUE(at::equal(before.narrow(0, 10, 20), after.narrow(0, 10, 20)));
   EXPECT_FALSE(at::equal(before.narrow(0, 0, 10), after.narrow(0, 0, 10)));
+}
+
+TEST(Attention, NothingOfADocumentIsLeftInTheBuffersForTheNext) {
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);  // one workspace, and the longest document first
+  const AttentionSpec spec{.scale = 0.25, .window = 0};
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    std::vector<at::Tensor> inputs{random({440, 2, 16}), random({440, 1, 16}), random({440, 1, 16})};
+    for (at::Tensor& input : inputs) input.narrow(0, 0, 390).fill_(std::numeric_limits<double>::quiet_NaN());
+    const auto attend = [&](const auto& in) { return attention(in[0], in[1], in[2], spec, {0, 390, 440}); };
+    for (const at::Tensor& result : testing::run(attend, inputs, type, random({440, 2, 16}))) {
+      EXPECT_TRUE(result.narrow(0, 390, 50).isfinite().all().item<bool>()) << type;
+      EXPECT_TRUE(result.narrow(0, 0, 390).isnan().any().item<bool>()) << type;
+    }
+  }
+  at::set_num_threads(threads);
 }
 
 TEST(AttentionWithPast, EqualsTheLastRowsOfTheWhole) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "ops/cpu/kernels.h"
@@ -9,113 +10,218 @@
 namespace fettle::ops::cpu {
 namespace {
 
-// The keys [begin, end) that a row's query sees.
+// Columns [begin, end) of a row.
 struct Visible {
   int64_t begin;
   int64_t end;
 };
-[[gnu::always_inline]] inline Visible visible(int64_t row, const AttentionRows& size) {
-  const int64_t own = (size.first_row + row) % size.queries + size.shift;
-  return {size.window > 0 ? std::max<int64_t>(0, own - size.window + 1) : 0, own + 1};
+
+// The queries that see the key of a row.
+[[gnu::always_inline]] inline Visible seeing_queries(int64_t row, const AttentionStep& step) {
+  const int64_t end =
+      step.window > 0 ? std::clamp<int64_t>(row - step.shift + step.window, 0, step.queries) : step.queries;
+  return {std::clamp<int64_t>(row - step.shift, 0, end), end};
+}
+
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+constexpr float kLog2E = 1.44269504088896341f;  // softmax in powers of two: one multiplication less an element
+
+// The visible columns of a row, widened to whole vectors: a loop's rest, element by element, would cost more than what
+// it leaves out. What is thereby taken in is given no weight.
+[[gnu::always_inline]] inline Visible mask(Visible seen, float* scores) {
+  constexpr int64_t kVector = 16;  // a row is a multiple of it
+  const Visible range{seen.begin / kVector * kVector, (seen.end + kVector - 1) / kVector * kVector};
+  std::fill(scores + range.begin, scores + seen.begin, kNone);
+  std::fill(scores + seen.end, scores + range.end, kNone);
+  return range;
 }
 
 template <typename T>
-[[gnu::always_inline]] inline void clear_invisible(T* row, Visible keys, int64_t count) {
-  std::fill(row, row + keys.begin, T(0));
-  std::fill(row + keys.end, row + count, T(0));
+[[gnu::always_inline]] inline void clear_outside(T* row, Visible range, int64_t count) {
+  std::fill(row, row + range.begin, T(0));
+  std::fill(row + range.end, row + count, T(0));
+}
+
+// Rows 2i and 2i+1 interleaved, as a right operand has them.
+[[gnu::always_inline]] inline void interleave(const BFloat16* even, const BFloat16* odd, BFloat16* to, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    to[2 * i].x = even[i].x;
+    to[2 * i + 1].x = odd[i].x;
+  }
+}
+
+// Row `row` of a block, its last element written: into the right operand.
+[[gnu::always_inline]] inline void pack_row(const float* from, float* packed, int64_t row, const AttentionStep& step) {
+  std::copy_n(from, step.columns, packed + row * step.stride);
+}
+[[gnu::always_inline]] inline void pack_row(const BFloat16* from, BFloat16* packed, int64_t row,
+                                            const AttentionStep& step) {
+  if (row % 2 == 1) interleave(from - step.stride, from, packed + (row - 1) * step.stride, step.columns);
 }
 
 template <typename T>
-[[gnu::always_inline]] inline void softmax(T* scores, float* log_sums, const AttentionRows& size) {
-  for (int64_t row = 0; row < size.rows; ++row, scores += size.keys) {
-    const Visible keys = visible(row, size);
-    float largest = -std::numeric_limits<float>::infinity();
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = keys.begin; i < keys.end; ++i) {
-      const float value = load(scores[i]) * size.scale;
-      largest = value > largest ? value : largest;
+[[gnu::always_inline]] inline void softmax_step(const AttentionSoftmaxStep<T>& arrays, const AttentionStep& step) {
+  const float scale = step.scale * kLog2E;
+  float* const factors = arrays.factors;
+  std::copy_n(arrays.largest, step.columns, factors);
+  for (int64_t row = 0; row < step.rows; ++row) {
+    float* scores = arrays.scores + row * step.stride;
+    const Visible range = mask(seeing_queries(row, step), scores);
+#pragma omp simd
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const float score = scores[i] * scale;
+      arrays.largest[i] = score > arrays.largest[i] ? score : arrays.largest[i];
     }
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < step.columns; ++i) {
+    factors[i] = power_of_two(factors[i] - arrays.largest[i]);
+    arrays.sums[i] *= factors[i];
+  }
+  for (int64_t row = 0; row < step.rows; ++row) {
+    const float* scores = arrays.scores + row * step.stride;
+    T* weights = arrays.weights + row * step.stride;
+    const Visible range = mask(seeing_queries(row, step), arrays.scores + row * step.stride);
+    clear_outside(weights, range, step.columns);
+#pragma omp simd
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const float weight = power_of_two(scores[i] * scale - arrays.largest[i]);
+      arrays.sums[i] += weight;
+      store_computed(&weights[i], weight);
+    }
+    pack_row(weights, arrays.packed, row, step);
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void gradient_step(const AttentionGradientStep<T>& arrays, const AttentionStep& step) {
+  const float scale = step.scale * kLog2E;
+  for (int64_t row = 0; row < step.rows; ++row) {
+    float* scores = arrays.scores + row * step.stride;
+    const float* d_weights = arrays.d_weights + row * step.stride;
+    T* weights = arrays.weights + row * step.stride;
+    T* d_scores = arrays.d_scores + row * step.stride;
+    const Visible range = mask(seeing_queries(row, step), scores);
+    clear_outside(weights, range, step.columns);
+    clear_outside(d_scores, range, step.columns);
+#pragma omp simd
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const float weight = power_of_two(scores[i] * scale - arrays.log_sums[i]);
+      store_computed(&weights[i], weight);
+      store_computed(&d_scores[i], weight * (d_weights[i] - arrays.offsets[i]) * step.scale);
+    }
+    pack_row(d_scores, arrays.packed, row, step);
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void copy(const T* from, T* to, const AttentionPack& size) {
+  for (int64_t row = 0; row < size.padded_rows; ++row, to += size.padded_columns) {
+    const int64_t columns = row < size.rows ? size.columns : 0;
+    std::copy_n(from + (columns > 0 ? row * size.stride : 0), columns, to);
+    std::fill(to + columns, to + size.padded_columns, T(0));
+  }
+}
+
+[[gnu::always_inline]] inline void pack(const float* from, float* to, const AttentionPack& size) {
+  copy(from, to, size);
+}
+[[gnu::always_inline]] inline void pack(const BFloat16* from, BFloat16* to, const AttentionPack& size) {
+  std::fill_n(to, size.padded_rows * size.padded_columns, BFloat16(0));
+  for (int64_t row = 0; row + 1 < size.rows; row += 2) {
+    interleave(from + row * size.stride, from + (row + 1) * size.stride, to + row * size.padded_columns, size.columns);
+  }
+  if (size.rows % 2 == 1) {
+    const BFloat16* last = from + (size.rows - 1) * size.stride;
+    BFloat16* pairs = to + (size.rows - 1) * size.padded_columns;
+    for (int64_t i = 0; i < size.columns; ++i) pairs[2 * i] = last[i];
+  }
+}
+
+// Elements of `Unit` bytes' width: pairs of bfloat16 move together.
+template <typename Unit, typename T>
+[[gnu::always_inline]] inline void transpose_units(const T* from, T* to, const AttentionPack& size) {
+  constexpr int64_t kWidth = sizeof(Unit) / sizeof(T);
+  for (int64_t unit = 0; unit < size.padded_columns / kWidth; ++unit) {
+    T* row_of = to + unit * size.padded_rows * kWidth;
+    const int64_t rows = unit * kWidth < size.columns ? size.rows : 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      std::memcpy(row_of + row * kWidth, from + row * size.stride + unit * kWidth, sizeof(Unit));
+    }
+    std::fill(row_of + rows * kWidth, row_of + size.padded_rows * kWidth, T(0));
+  }
+}
+
+[[gnu::always_inline]] inline void scale_columns(float* rows, const float* factors, const AttentionPack& size) {
+  for (int64_t row = 0; row < size.rows; ++row, rows += size.stride) {
+#pragma omp simd
+    for (int64_t i = 0; i < size.columns; ++i) rows[i] *= factors[i];
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void store_transposed(const float* from, T* to, const AttentionPack& size) {
+  for (int64_t row = 0; row < size.rows; ++row) {
+    for (int64_t i = 0; i < size.columns; ++i) store(&to[row * size.stride + i], from[i * size.padded_rows + row]);
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void sum_groups(const float* from, T* to, const AttentionGroups& size) {
+  for (int64_t row = 0; row < size.rows; ++row) {
+    for (int64_t i = 0; i < size.columns; ++i) {
+      float sum = 0;
+      for (int64_t head = 0; head < size.heads; ++head) sum += from[(head * size.rows + row) * size.columns + i];
+      store(&to[row * size.stride + i], sum);
+    }
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void dots_of_rows(const T* a, const T* b, float* dots, const AttentionDots& size) {
+  for (int64_t row = 0; row < size.rows; ++row, a += size.stride_a, b += size.stride_b) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = keys.begin; i < keys.end; ++i) {
-      sum += exponential(load(scores[i]) * size.scale - largest);
-    }
-    const float inverse = 1.0f / sum;
-#pragma omp simd
-    for (int64_t i = keys.begin; i < keys.end; ++i) {
-      store(&scores[i], exponential(load(scores[i]) * size.scale - largest) * inverse);
-    }
-    clear_invisible(scores, keys, size.keys);
-    log_sums[row] = largest + std::log(sum);
-  }
-}
-
-template <typename T>
-[[gnu::always_inline]] inline void probabilities(T* scores, const float* log_sums, const AttentionRows& size) {
-  for (int64_t row = 0; row < size.rows; ++row, scores += size.keys) {
-    const Visible keys = visible(row, size);
-    const float log_sum = log_sums[row];
-#pragma omp simd
-    for (int64_t i = keys.begin; i < keys.end; ++i) {
-      store(&scores[i], exponential(load(scores[i]) * size.scale - log_sum));
-    }
-    clear_invisible(scores, keys, size.keys);
-  }
-}
-
-template <typename T>
-[[gnu::always_inline]] inline void scores_gradient(const T* p, T* gradient, const float* offsets,
-                                                   const AttentionRows& size) {
-  for (int64_t row = 0; row < size.rows; ++row, p += size.keys, gradient += size.keys) {
-    const Visible keys = visible(row, size);
-    const float offset = offsets[row];
-#pragma omp simd
-    for (int64_t i = keys.begin; i < keys.end; ++i) {
-      store(&gradient[i], load(p[i]) * (load(gradient[i]) - offset) * size.scale);
-    }
-    clear_invisible(gradient, keys, size.keys);
-  }
-}
-
-template <typename T>
-[[gnu::always_inline]] inline void dots_of_rows(const T* a, const T* b, float* dots, int64_t rows, int64_t columns) {
-  for (int64_t row = 0; row < rows; ++row, a += columns, b += columns) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < columns; ++i) {
-      sum += load(a[i]) * load(b[i]);
-    }
+    for (int64_t i = 0; i < size.columns; ++i) sum += load(a[i]) * load(b[i]);
     dots[row] = sum;
   }
 }
 
 }  // namespace
 
-FETTLE_MULTIVERSION void attention_softmax(float* scores, float* log_sums, AttentionRows size) {
-  softmax(scores, log_sums, size);
+#define FETTLE_ATTENTION_KERNELS(T, Pair)                                                                        \
+  FETTLE_MULTIVERSION void attention_softmax_step(const AttentionSoftmaxStep<T>& arrays, AttentionStep step) {   \
+    softmax_step(arrays, step);                                                                                  \
+  }                                                                                                              \
+  FETTLE_MULTIVERSION void attention_gradient_step(const AttentionGradientStep<T>& arrays, AttentionStep step) { \
+    gradient_step(arrays, step);                                                                                 \
+  }                                                                                                              \
+  FETTLE_MULTIVERSION void attention_copy(const T* from, T* to, AttentionPack size) {                            \
+    copy(from, to, size);                                                                                        \
+  }                                                                                                              \
+  FETTLE_MULTIVERSION void attention_pack(const T* from, T* to, AttentionPack size) {                            \
+    pack(from, to, size);                                                                                        \
+  }                                                                                                              \
+  FETTLE_MULTIVERSION void attention_pack_transposed(const T* from, T* to, AttentionPack size) {                 \
+    transpose_units<Pair>(from, to, size);                                                                       \
+  }                                                                                                              \
+  FETTLE_MULTIVERSION void attention_transpose(const T* from, T* to, AttentionPack size) {                       \
+    transpose_units<T>(from, to, size);                                                                          \
+  }                                                                                                              \
+  FETTLE_MULTIVERSION void attention_store_transposed(const float* from, T* to, AttentionPack size) {            \
+    store_transposed(from, to, size);                                                                            \
+  }                                                                                                              \
+  FETTLE_MULTIVERSION void attention_sum_groups(const float* from, T* to, AttentionGroups size) {                \
+    sum_groups(from, to, size);                                                                                  \
+  }                                                                                                              \
+  FETTLE_MULTIVERSION void attention_dots(const T* a, const T* b, float* dots, AttentionDots size) {             \
+    dots_of_rows(a, b, dots, size);                                                                              \
+  }
+FETTLE_MULTIVERSION void attention_scale_columns(float* rows, const float* factors, AttentionPack size) {
+  scale_columns(rows, factors, size);
 }
-FETTLE_MULTIVERSION void attention_softmax(BFloat16* scores, float* log_sums, AttentionRows size) {
-  softmax(scores, log_sums, size);
-}
-FETTLE_MULTIVERSION void attention_probabilities(float* scores, const float* log_sums, AttentionRows size) {
-  probabilities(scores, log_sums, size);
-}
-FETTLE_MULTIVERSION void attention_probabilities(BFloat16* scores, const float* log_sums, AttentionRows size) {
-  probabilities(scores, log_sums, size);
-}
-FETTLE_MULTIVERSION void attention_scores_gradient(const float* p, float* gradient, const float* offsets,
-                                                   AttentionRows size) {
-  scores_gradient(p, gradient, offsets, size);
-}
-FETTLE_MULTIVERSION void attention_scores_gradient(const BFloat16* p, BFloat16* gradient, const float* offsets,
-                                                   AttentionRows size) {
-  scores_gradient(p, gradient, offsets, size);
-}
-FETTLE_MULTIVERSION void row_dots(const float* a, const float* b, float* dots, int64_t rows, int64_t columns) {
-  dots_of_rows(a, b, dots, rows, columns);
-}
-FETTLE_MULTIVERSION void row_dots(const BFloat16* a, const BFloat16* b, float* dots, int64_t rows, int64_t columns) {
-  dots_of_rows(a, b, dots, rows, columns);
-}
+FETTLE_ATTENTION_KERNELS(float, float)
+FETTLE_ATTENTION_KERNELS(BFloat16, uint32_t)
 
 }  // namespace fettle::ops::cpu

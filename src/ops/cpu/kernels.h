@@ -58,31 +58,89 @@ struct SwigluGradient {
 void swiglu_backward(const SwigluGradient<float>& arrays, int64_t count);
 void swiglu_backward(const SwigluGradient<BFloat16>& arrays, int64_t count);
 
-/// Rows of a block of attention scores: for every head the same `queries` consecutive queries, and `keys` consecutive
-/// keys. Query i stands at key i + shift and sees the keys up to its own, the last `window` of them (0: all).
-struct AttentionRows {
-  int64_t rows;       ///< of this call
-  int64_t first_row;  ///< its place in the block: query = row % queries
-  int64_t queries;
-  int64_t keys;
+/// A block of attention scores [rows, columns], `stride` elements a row: rows are keys and columns queries, consecutive
+/// tokens of one document, and the first query stands `shift` tokens behind the first key. Rows are an even number,
+/// columns a multiple of 16.
+struct AttentionStep {
+  int64_t rows;
+  int64_t columns;
+  int64_t stride;
+  int64_t queries;  ///< columns that are real
   int64_t shift;
-  int64_t window;
+  int64_t window;  ///< keys that a query sees, itself included; 0: all before it
   float scale;
 };
-/// scores → softmax(scale · scores) over the visible keys, 0 elsewhere; log_sums[row] = log Σ exp(scale · score).
-void attention_softmax(float* scores, float* log_sums, AttentionRows size);
-void attention_softmax(BFloat16* scores, float* log_sums, AttentionRows size);
-/// The same probabilities again from the log_sums.
-void attention_probabilities(float* scores, const float* log_sums, AttentionRows size);
-void attention_probabilities(BFloat16* scores, const float* log_sums, AttentionRows size);
-/// d_probabilities → gradient of the scores: p · (dp - offset[row]) · scale, with offset = Σ dp·p of the whole row.
-void attention_scores_gradient(const float* probabilities, float* d_probabilities, const float* offsets,
-                               AttentionRows size);
-void attention_scores_gradient(const BFloat16* probabilities, BFloat16* d_probabilities, const float* offsets,
-                               AttentionRows size);
+/// The running softmax of a block of queries, in powers of two.
+template <typename T>
+struct AttentionSoftmaxStep {
+  float* scores;   ///< overwritten
+  float* largest;  ///< of every query, the largest scale · log2 e · score so far; finite at the start
+  float* sums;     ///< of every query, Σ of the weights so far, relative to it
+  float* factors;  ///< written: what this step multiplies earlier weights by
+  T* weights;      ///< written: 2^(scale · log2 e · score - largest), 0 where the query does not see the key
+  T* packed;       ///< written: the weights as the right operand of a product
+};
+void attention_softmax_step(const AttentionSoftmaxStep<float>& arrays, AttentionStep step);
+void attention_softmax_step(const AttentionSoftmaxStep<BFloat16>& arrays, AttentionStep step);
+
+template <typename T>
+struct AttentionGradientStep {
+  float* scores;  ///< overwritten
+  const float* d_weights;
+  const float* log_sums;  ///< of every query: log2 Σ exp(scale · score)
+  const float* offsets;   ///< of every query: Σ d_output · output
+  T* weights;             ///< written: exp(scale · score) / Σ
+  T* d_scores;            ///< written: weight · (d_weight - offset) · scale
+  T* packed;              ///< written: d_scores as the right operand of a product
+};
+void attention_gradient_step(const AttentionGradientStep<float>& arrays, AttentionStep step);
+void attention_gradient_step(const AttentionGradientStep<BFloat16>& arrays, AttentionStep step);
+
+/// Rows of `columns` elements, `stride` apart, and what they are padded to with zeros.
+struct AttentionPack {
+  int64_t rows;
+  int64_t padded_rows;
+  int64_t columns;
+  int64_t padded_columns;
+  int64_t stride;
+};
+/// to [padded_rows, padded_columns].
+void attention_copy(const float* from, float* to, AttentionPack size);
+void attention_copy(const BFloat16* from, BFloat16* to, AttentionPack size);
+/// The same as the right operand of a product; and its transpose [padded_columns, padded_rows] as one.
+void attention_pack(const float* from, float* to, AttentionPack size);
+void attention_pack(const BFloat16* from, BFloat16* to, AttentionPack size);
+void attention_pack_transposed(const float* from, float* to, AttentionPack size);
+void attention_pack_transposed(const BFloat16* from, BFloat16* to, AttentionPack size);
+/// to [padded_columns, padded_rows], plain.
+void attention_transpose(const float* from, float* to, AttentionPack size);
+void attention_transpose(const BFloat16* from, BFloat16* to, AttentionPack size);
+/// The rows from such a transpose: from [columns, padded_rows].
+void attention_store_transposed(const float* from, float* to, AttentionPack size);
+void attention_store_transposed(const float* from, BFloat16* to, AttentionPack size);
+
+/// Each row times `factors`, element by element.
+void attention_scale_columns(float* rows, const float* factors, AttentionPack size);
+
+/// to [rows, columns], `stride` apart = Σ over heads of from [heads, rows, columns]
+struct AttentionGroups {
+  int64_t heads;
+  int64_t rows;
+  int64_t columns;
+  int64_t stride;
+};
+void attention_sum_groups(const float* from, float* to, AttentionGroups size);
+void attention_sum_groups(const float* from, BFloat16* to, AttentionGroups size);
+
 /// dots[row] = Σ a[row][i]·b[row][i]
-void row_dots(const float* a, const float* b, float* dots, int64_t rows, int64_t columns);
-void row_dots(const BFloat16* a, const BFloat16* b, float* dots, int64_t rows, int64_t columns);
+struct AttentionDots {
+  int64_t rows;
+  int64_t columns;
+  int64_t stride_a;
+  int64_t stride_b;
+};
+void attention_dots(const float* a, const float* b, float* dots, AttentionDots size);
+void attention_dots(const BFloat16* a, const BFloat16* b, float* dots, AttentionDots size);
 
 /// losses[i] = log Σ exp(logits[i]) - logits[i][labels[i]]; with `write_gradient` each row of logits is overwritten by
 /// softmax(row) - onehot(label).

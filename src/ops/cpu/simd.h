@@ -37,6 +37,16 @@ namespace fettle::ops::cpu {
   to->x = static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded);
 }
 
+/// The same for a result of arithmetic: a NaN that a processor makes, or hands on from a bfloat16, survives without a
+/// test.
+[[gnu::always_inline]] inline void store_computed(float* to, float value) {
+  *to = value;
+}
+[[gnu::always_inline]] inline void store_computed(c10::BFloat16* to, float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  to->x = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
 /// `value` as the type T would keep it.
 template <typename T>
 [[gnu::always_inline]] inline float round_to(float value) {
@@ -64,6 +74,23 @@ template <typename T>
   p = p * (r * r) + r + 1.0f;
   const uint32_t power = (std::bit_cast<uint32_t>(shifted) + 127u) << 23;  // 2ⁿ
   return vanishes ? 0.0f : p * std::bit_cast<float>(power);
+}
+
+/// 2^x to 2 ulp, for x ≤ 127; exactly 0 from -127 down (never a denormal); NaN stays NaN. Its Taylor series on x - n.
+[[gnu::always_inline]] inline float power_of_two(float x) {
+  constexpr float kRoundToInteger = 12582912.0f;
+  x = x < -127.0f ? -127.0f : x;
+  const float shifted = x + kRoundToInteger;
+  const float r = x - (shifted - kRoundToInteger);
+  float p = 1.5403530394e-4f;
+  p = p * r + 1.3333558146e-3f;
+  p = p * r + 9.6181291076e-3f;
+  p = p * r + 5.5504108665e-2f;
+  p = p * r + 2.4022650696e-1f;
+  p = p * r + 6.9314718056e-1f;
+  p = p * r + 1.0f;
+  const uint32_t power = (std::bit_cast<uint32_t>(shifted) + 127u) << 23;  // 0.0 for n = -127
+  return p * std::bit_cast<float>(power);
 }
 
 [[gnu::always_inline]] inline float sigmoid(float x) {
