@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/attention.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
@@ -12,7 +11,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
-#include <atomic>
 #include <functional>
 #include <limits>
 #include <span>
@@ -20,6 +18,7 @@
 #include "ops/cpu/flash_attention.h"
 #include "ops/cpu/kernels.h"
 #include "ops/dispatch.h"
+#include "ops/share_out.h"
 
 // Why not torch's CPU flash attention: its products run in MKL, which on AMD processors has no bfloat16 kernels (a
 // tenth of the speed of oneDNN's), and it knows no documents. Here the head of a document is a unit of work, forward
@@ -70,20 +69,6 @@ std::vector<Unit> units_of(const std::vector<int64_t>& boundaries, int64_t heads
   return units;
 }
 
-// Calls work(item, its thread's workspace) for each item, by whichever thread is free.
-template <typename T, typename Item, typename Work>
-void share_out(const std::vector<Item>& items, const Work& work) {
-  std::atomic<size_t> next = 0;
-  const auto threads = std::min<int64_t>(at::get_num_threads(), static_cast<int64_t>(items.size()));
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    cpu::FlashWorkspace<T> workspace;
-    for (int64_t thread = begin; thread < end; ++thread) {
-      for (size_t i = next++; i < items.size(); i = next++) work(items[i], workspace);
-    }
-    cpu::release_flash_attention();
-  });
-}
-
 struct Documents {
   AttentionSpec spec;
   std::vector<int64_t> boundaries;
@@ -127,18 +112,19 @@ void flash_forward(const variable_list& streams, const Documents& documents, con
       }
     }
   }
-  share_out<T>(keys, [&](const Keys& item, auto&) {
+  share_out<NoWorkspace>(keys, [&](const Keys& item, NoWorkspace&) {
     cpu::pack_keys<T>(rows_of<T>(streams[1], item.unit.begin, item.unit.head),
                       rows_of<T>(streams[2], item.unit.begin, item.unit.head), documents.shape(item.unit, heads.size),
                       item.packed);
   });
   std::ranges::stable_sort(items, std::greater{}, &Item::block);  // the later a block, the more keys it sees
-  share_out<T>(items, [&](const Item& item, cpu::FlashWorkspace<T>& workspace) {
+  share_out<cpu::FlashWorkspace<T>>(items, [&](const Item& item, cpu::FlashWorkspace<T>& workspace) {
     const Unit& unit = item.keys->unit;
-    cpu::flash_forward<T>(rows_of<T>(query, unit.begin, item.head), {item.keys->packed.keys, item.keys->packed.values},
-                          writable_rows_of<T>(output, unit.begin, item.head),
-                          log_sums.mutable_data_ptr<float>() + item.head * query.size(0) + unit.begin,
-                          documents.shape(unit, heads.size), item.block, workspace);
+    const cpu::FlashHead<T> head{rows_of<T>(query, unit.begin, item.head),
+                                 {item.keys->packed.keys, item.keys->packed.values},
+                                 writable_rows_of<T>(output, unit.begin, item.head),
+                                 log_sums.mutable_data_ptr<float>() + item.head * query.size(0) + unit.begin};
+    cpu::flash_forward<T>(head, documents.shape(unit, heads.size), item.block, workspace);
   });
 }
 
@@ -173,7 +159,7 @@ void backward_of(std::span<const Unit> units, const variable_list& streams, cons
   float* d_values = d_keys + elements;
   const std::vector<Item> in_order = items;
   std::ranges::stable_sort(items, std::greater{}, [](const Item& item) { return item.unit.length; });
-  share_out<T>(items, [&](const Item& item, cpu::FlashWorkspace<T>& workspace) {
+  share_out<cpu::FlashWorkspace<T>>(items, [&](const Item& item, cpu::FlashWorkspace<T>& workspace) {
     const int64_t begin = item.unit.begin;
     const int64_t head = item.unit.head;
     const cpu::FlashGradient<T> arrays{
@@ -190,7 +176,7 @@ void backward_of(std::span<const Unit> units, const variable_list& streams, cons
   });
   std::vector<size_t> firsts(units.size());
   for (size_t i = 0; i < units.size(); ++i) firsts[i] = i * static_cast<size_t>(heads.group());
-  share_out<T>(firsts, [&](size_t first, auto&) {
+  share_out<NoWorkspace>(firsts, [&](size_t first, NoWorkspace&) {
     const Item& item = in_order[first];
     const int64_t head = item.unit.head / heads.group();
     const cpu::AttentionGroups size{heads.group(), item.unit.length, heads.size, heads.key * heads.size};
@@ -248,9 +234,7 @@ class FlashAttention : public torch::autograd::Function<FlashAttention> {
 };
 
 bool has_kernel(const at::Tensor& query) {
-  if (!has_cpu_kernel(query) || query.size(2) % 2 != 0) return false;
-  return query.scalar_type() == at::kFloat ? cpu::has_flash_attention<float>()
-                                           : cpu::has_flash_attention<c10::BFloat16>();
+  return has_cpu_products(query) && query.size(2) % 2 == 0;
 }
 
 void check(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/memory_plan.h"
 
-#include <algorithm>
 #include <numeric>
+
+#include "ops/linear_cross_entropy.h"
 
 namespace fettle::train {
 namespace {
@@ -13,9 +14,6 @@ constexpr double kProgramBytes = 270e6;
 /// What the allocator holds above the tensors that are alive: blocks of a step do not fit the holes of the last
 /// exactly.
 constexpr double kAllocator = 1.13;
-/// Logits of a chunk, as ops/linear_cross_entropy.cpp takes them.
-constexpr double kChunkBytes = 24 << 20;
-constexpr double kLeastChunkRows = 64;
 
 /// Elements that a layer keeps of a token for its backward: the residual stream and its norm twice; queries, keys,
 /// values and what attention mixed; gate, up and their product.
@@ -54,7 +52,8 @@ MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& con
     return stage >= from ? bytes / static_cast<double>(run.processes) : bytes;
   };
   const auto vocabulary = static_cast<double>(spec.vocab_size);
-  const double logits = vocabulary * element * std::max(kLeastChunkRows, kChunkBytes / (vocabulary * element));
+  const double row = vocabulary * element;
+  const double logits = row * static_cast<double>(ops::cross_entropy_chunk_rows(static_cast<int64_t>(row)));
   const double head_gradient = is_full ? vocabulary * static_cast<double>(spec.hidden_size) * kFloatBytes : 0;
   const bool recomputes = training.gradient_checkpointing || stage == 3;
   const bool copies = training.async_save && training.save_strategy != "no" && stage == 0;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "ops/cpu/kernels.h"
@@ -40,15 +39,6 @@ template <typename T>
 [[gnu::always_inline]] inline void clear_outside(T* row, Visible range, int64_t count) {
   std::fill(row, row + range.begin, T(0));
   std::fill(row + range.end, row + count, T(0));
-}
-
-// Rows 2i and 2i+1 interleaved, as a right operand has them.
-[[gnu::always_inline]] inline void interleave(const BFloat16* even, const BFloat16* odd, BFloat16* to, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    to[2 * i].x = even[i].x;
-    to[2 * i + 1].x = odd[i].x;
-  }
 }
 
 // Row `row` of a block, its last element written: into the right operand.
@@ -115,55 +105,10 @@ template <typename T>
   }
 }
 
-template <typename T>
-[[gnu::always_inline]] inline void copy(const T* from, T* to, const AttentionPack& size) {
-  for (int64_t row = 0; row < size.padded_rows; ++row, to += size.padded_columns) {
-    const int64_t columns = row < size.rows ? size.columns : 0;
-    std::copy_n(from + (columns > 0 ? row * size.stride : 0), columns, to);
-    std::fill(to + columns, to + size.padded_columns, T(0));
-  }
-}
-
-[[gnu::always_inline]] inline void pack(const float* from, float* to, const AttentionPack& size) {
-  copy(from, to, size);
-}
-[[gnu::always_inline]] inline void pack(const BFloat16* from, BFloat16* to, const AttentionPack& size) {
-  std::fill_n(to, size.padded_rows * size.padded_columns, BFloat16(0));
-  for (int64_t row = 0; row + 1 < size.rows; row += 2) {
-    interleave(from + row * size.stride, from + (row + 1) * size.stride, to + row * size.padded_columns, size.columns);
-  }
-  if (size.rows % 2 == 1) {
-    const BFloat16* last = from + (size.rows - 1) * size.stride;
-    BFloat16* pairs = to + (size.rows - 1) * size.padded_columns;
-    for (int64_t i = 0; i < size.columns; ++i) pairs[2 * i] = last[i];
-  }
-}
-
-// Elements of `Unit` bytes' width: pairs of bfloat16 move together.
-template <typename Unit, typename T>
-[[gnu::always_inline]] inline void transpose_units(const T* from, T* to, const AttentionPack& size) {
-  constexpr int64_t kWidth = sizeof(Unit) / sizeof(T);
-  for (int64_t unit = 0; unit < size.padded_columns / kWidth; ++unit) {
-    T* row_of = to + unit * size.padded_rows * kWidth;
-    const int64_t rows = unit * kWidth < size.columns ? size.rows : 0;
-    for (int64_t row = 0; row < rows; ++row) {
-      std::memcpy(row_of + row * kWidth, from + row * size.stride + unit * kWidth, sizeof(Unit));
-    }
-    std::fill(row_of + rows * kWidth, row_of + size.padded_rows * kWidth, T(0));
-  }
-}
-
-[[gnu::always_inline]] inline void scale_columns(float* rows, const float* factors, const AttentionPack& size) {
+[[gnu::always_inline]] inline void scale_columns(float* rows, const float* factors, const PaddedRows& size) {
   for (int64_t row = 0; row < size.rows; ++row, rows += size.stride) {
 #pragma omp simd
     for (int64_t i = 0; i < size.columns; ++i) rows[i] *= factors[i];
-  }
-}
-
-template <typename T>
-[[gnu::always_inline]] inline void store_transposed(const float* from, T* to, const AttentionPack& size) {
-  for (int64_t row = 0; row < size.rows; ++row) {
-    for (int64_t i = 0; i < size.columns; ++i) store(&to[row * size.stride + i], from[i * size.padded_rows + row]);
   }
 }
 
@@ -190,27 +135,12 @@ template <typename T>
 
 }  // namespace
 
-#define FETTLE_ATTENTION_KERNELS(T, Pair)                                                                        \
+#define FETTLE_ATTENTION_KERNELS(T)                                                                              \
   FETTLE_MULTIVERSION void attention_softmax_step(const AttentionSoftmaxStep<T>& arrays, AttentionStep step) {   \
     softmax_step(arrays, step);                                                                                  \
   }                                                                                                              \
   FETTLE_MULTIVERSION void attention_gradient_step(const AttentionGradientStep<T>& arrays, AttentionStep step) { \
     gradient_step(arrays, step);                                                                                 \
-  }                                                                                                              \
-  FETTLE_MULTIVERSION void attention_copy(const T* from, T* to, AttentionPack size) {                            \
-    copy(from, to, size);                                                                                        \
-  }                                                                                                              \
-  FETTLE_MULTIVERSION void attention_pack(const T* from, T* to, AttentionPack size) {                            \
-    pack(from, to, size);                                                                                        \
-  }                                                                                                              \
-  FETTLE_MULTIVERSION void attention_pack_transposed(const T* from, T* to, AttentionPack size) {                 \
-    transpose_units<Pair>(from, to, size);                                                                       \
-  }                                                                                                              \
-  FETTLE_MULTIVERSION void attention_transpose(const T* from, T* to, AttentionPack size) {                       \
-    transpose_units<T>(from, to, size);                                                                          \
-  }                                                                                                              \
-  FETTLE_MULTIVERSION void attention_store_transposed(const float* from, T* to, AttentionPack size) {            \
-    store_transposed(from, to, size);                                                                            \
   }                                                                                                              \
   FETTLE_MULTIVERSION void attention_sum_groups(const float* from, T* to, AttentionGroups size) {                \
     sum_groups(from, to, size);                                                                                  \
@@ -218,10 +148,10 @@ template <typename T>
   FETTLE_MULTIVERSION void attention_dots(const T* a, const T* b, float* dots, AttentionDots size) {             \
     dots_of_rows(a, b, dots, size);                                                                              \
   }
-FETTLE_MULTIVERSION void attention_scale_columns(float* rows, const float* factors, AttentionPack size) {
+FETTLE_MULTIVERSION void attention_scale_columns(float* rows, const float* factors, PaddedRows size) {
   scale_columns(rows, factors, size);
 }
-FETTLE_ATTENTION_KERNELS(float, float)
-FETTLE_ATTENTION_KERNELS(BFloat16, uint32_t)
+FETTLE_ATTENTION_KERNELS(float)
+FETTLE_ATTENTION_KERNELS(BFloat16)
 
 }  // namespace fettle::ops::cpu

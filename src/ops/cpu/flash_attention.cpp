@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cpu/flash_attention.h"
 
-#include <ATen/native/CPUBlas.h>
-
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 
+#include "ops/cpu/brgemm.h"
 #include "ops/cpu/kernels.h"
 
-// Layout of a product's right operand [K, N]: rows for float; for bfloat16 pairs of rows interleaved, [K/2][N][2], as
-// the processors' dot-product instructions read it. A left operand is plain rows. Head dimensions are padded with zeros
-// to a multiple of 16, rows of a block to a multiple of 32: oneDNN compiles a kernel for every shape it meets, and
-// documents have every length.
+// Head dimensions are padded with zeros to a multiple of 16, rows of a block to a multiple of 32.
 
 namespace fettle::ops::cpu {
 namespace {
@@ -35,19 +30,6 @@ int64_t rows_of(const FlashShape& shape, int64_t block) {
   return std::min(kBlock, shape.length - block * kBlock);
 }
 
-/// C [M, N] = A [M, K] · B [K, N], added to C if `add`.
-struct Product {
-  int64_t m, n, k;
-  int64_t lda, ldb, ldc;
-  bool add = false;
-};
-void multiply(const Product& size, const float* a, const float* b, float* c) {
-  at::native::cpublas::brgemm(size.m, size.n, size.k, size.lda, size.ldb, size.ldc, size.add, a, b, c, false);
-}
-void multiply(const Product& size, const BFloat16* a, const BFloat16* b, float* c) {
-  at::native::cpublas::brgemm(size.m, size.n, size.k, size.lda, size.ldb, size.ldc, size.add, a, b, c, true);
-}
-
 /// The first key block that query block `block` sees.
 int64_t first_key_block(const FlashShape& shape, int64_t block) {
   return shape.window > 0 ? std::max<int64_t>(0, block * kBlock - shape.window + 1) / kBlock : 0;
@@ -66,16 +48,6 @@ T* grow(std::vector<T>& buffer, int64_t count) {
 
 }  // namespace
 
-template <typename T>
-bool has_flash_attention() {
-#if defined(__x86_64__)
-  if constexpr (std::is_same_v<T, float>) return __builtin_cpu_supports("avx2");
-  return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#else
-  return false;
-#endif
-}
-
 int64_t packed_elements(const FlashShape& shape) {
   return blocks_of(shape) * kBlock * padded_dim(shape);
 }
@@ -86,15 +58,14 @@ void pack_keys(HeadRows<const T> key, HeadRows<const T> value, const FlashShape&
   for (int64_t block = 0; block < blocks_of(shape); ++block) {
     const int64_t at = block * kBlock * dim;
     const int64_t rows = rows_of(shape, block);
-    attention_copy(block_rows(key, block).data, packed.keys + at, {rows, kBlock, shape.head_dim, dim, key.stride});
-    attention_transpose(block_rows(value, block).data, packed.values + at,
-                        {rows, kBlock, shape.head_dim, dim, value.stride});
+    copy_rows(block_rows(key, block).data, packed.keys + at, {rows, kBlock, shape.head_dim, dim, key.stride});
+    transpose_rows(block_rows(value, block).data, packed.values + at,
+                   {rows, kBlock, shape.head_dim, dim, value.stride});
   }
 }
 
 template <typename T>
-void flash_forward(HeadRows<const T> query, PackedKeys<const T> packed, HeadRows<T> output, float* log_sums,
-                   const FlashShape& shape, int64_t block, FlashWorkspace<T>& workspace) {
+void flash_forward(const FlashHead<T>& head, const FlashShape& shape, int64_t block, FlashWorkspace<T>& workspace) {
   constexpr float kBelowAll = -1e30f;  // finite: the difference of two is a number
   const int64_t dim = padded_dim(shape);
   const int64_t real = rows_of(shape, block);
@@ -108,24 +79,26 @@ void flash_forward(HeadRows<const T> query, PackedKeys<const T> packed, HeadRows
                                         .factors = mixed + kBlock * (dim + kBlock + 1),
                                         .weights = queries + kBlock * dim,
                                         .packed = queries + kBlock * (dim + kBlock)};
-  const AttentionPack all{dim, dim, columns, columns, kBlock};
-  attention_pack_transposed(block_rows(query, block).data, queries, {real, kBlock, shape.head_dim, dim, query.stride});
+  const PaddedRows all{dim, dim, columns, columns, kBlock};
+  pack_right_transposed(block_rows(head.query, block).data, queries,
+                        {real, kBlock, shape.head_dim, dim, head.query.stride});
   std::fill_n(softmax.largest, kBlock, kBelowAll);
   std::fill_n(sums, kBlock, 0.0f);
   const int64_t first = first_key_block(shape, block);
   for (int64_t keys = first; keys <= block; ++keys) {
     const int64_t at = keys * kBlock * dim;
     const int64_t rows = round_up(rows_of(shape, keys), kRowStep);
-    multiply({rows, columns, dim, dim, kBlock, kBlock}, packed.keys + at, queries, softmax.scores);
+    multiply({rows, columns, dim, dim, kBlock, kBlock}, head.packed.keys + at, queries, softmax.scores);
     attention_softmax_step(softmax, {rows, columns, kBlock, real, (block - keys) * kBlock, shape.window, shape.scale});
     if (keys > first) attention_scale_columns(mixed, softmax.factors, all);
-    multiply({dim, columns, rows, kBlock, kBlock, kBlock, keys > first}, packed.values + at, softmax.packed, mixed);
+    multiply({dim, columns, rows, kBlock, kBlock, kBlock, keys > first}, head.packed.values + at, softmax.packed,
+             mixed);
   }
   for (int64_t i = 0; i < columns; ++i) softmax.factors[i] = 1.0f / sums[i];
   attention_scale_columns(mixed, softmax.factors, all);
-  attention_store_transposed(mixed, output.data + block * kBlock * output.stride,
-                             {real, kBlock, shape.head_dim, dim, output.stride});
-  for (int64_t i = 0; i < real; ++i) log_sums[block * kBlock + i] = softmax.largest[i] + std::log2(sums[i]);
+  store_transposed(mixed, head.output.data + block * kBlock * head.output.stride,
+                   {real, kBlock, shape.head_dim, dim, head.output.stride});
+  for (int64_t i = 0; i < real; ++i) head.log_sums[block * kBlock + i] = softmax.largest[i] + std::log2(sums[i]);
 }
 
 namespace {
@@ -163,14 +136,14 @@ PackedQueries<T> pack_queries(const FlashGradient<T>& arrays, const FlashShape& 
   for (int64_t block = 0; block < blocks_of(shape); ++block) {
     const int64_t at = block * kBlock * dim;
     const int64_t real = rows_of(shape, block);
-    const AttentionPack size{real, kBlock, shape.head_dim, dim, arrays.query.stride};
-    const AttentionPack d_size{real, kBlock, shape.head_dim, dim, arrays.d_output.stride};
+    const PaddedRows size{real, kBlock, shape.head_dim, dim, arrays.query.stride};
+    const PaddedRows d_size{real, kBlock, shape.head_dim, dim, arrays.d_output.stride};
     const T* query = block_rows(arrays.query, block).data;
     const T* d_output = block_rows(arrays.d_output, block).data;
-    attention_pack_transposed(query, packed.by_dim + at, size);
-    attention_pack(query, packed.by_row + at, size);
-    attention_pack_transposed(d_output, packed.d_output_dim + at, d_size);
-    attention_pack(d_output, packed.d_output_row + at, d_size);
+    pack_right_transposed(query, packed.by_dim + at, size);
+    pack_right(query, packed.by_row + at, size);
+    pack_right_transposed(d_output, packed.d_output_dim + at, d_size);
+    pack_right(d_output, packed.d_output_row + at, d_size);
     const T* output = block_rows(arrays.output, block).data;
     attention_dots(d_output, output, packed.offsets + block * kBlock,
                    {real, shape.head_dim, arrays.d_output.stride, arrays.output.stride});
@@ -204,10 +177,10 @@ void flash_backward(const FlashGradient<T>& arrays, const FlashShape& shape, Fla
   for (int64_t keys = 0; keys < blocks_of(shape); ++keys) {
     const int64_t real = rows_of(shape, keys);
     const int64_t rows = round_up(real, kRowStep);
-    const AttentionPack size{real, rows, shape.head_dim, dim, arrays.key.stride};
-    attention_copy(block_rows(arrays.key, keys).data, key, size);
-    attention_copy(block_rows(arrays.value, keys).data, value, {real, rows, shape.head_dim, dim, arrays.value.stride});
-    attention_transpose(key, key_transposed, {rows, kBlock, dim, dim, dim});
+    const PaddedRows size{real, rows, shape.head_dim, dim, arrays.key.stride};
+    copy_rows(block_rows(arrays.key, keys).data, key, size);
+    copy_rows(block_rows(arrays.value, keys).data, value, {real, rows, shape.head_dim, dim, arrays.value.stride});
+    transpose_rows(key, key_transposed, {rows, kBlock, dim, dim, dim});
     for (int64_t block = keys; block <= last_query_block(shape, keys); ++block) {
       const int64_t at = block * kBlock * dim;
       const int64_t count = rows_of(shape, block);
@@ -230,21 +203,15 @@ void flash_backward(const FlashGradient<T>& arrays, const FlashShape& shape, Fla
     }
   }
   for (int64_t block = 0; block < blocks_of(shape); ++block) {
-    attention_store_transposed(queries.d_query + block * kBlock * dim,
-                               arrays.d_query.data + block * kBlock * arrays.d_query.stride,
-                               {rows_of(shape, block), kBlock, shape.head_dim, dim, arrays.d_query.stride});
+    store_transposed(queries.d_query + block * kBlock * dim,
+                     arrays.d_query.data + block * kBlock * arrays.d_query.stride,
+                     {rows_of(shape, block), kBlock, shape.head_dim, dim, arrays.d_query.stride});
   }
 }
 
-void release_flash_attention() {
-  at::native::cpublas::brgemm_release();
-}
-
-#define FETTLE_INSTANTIATE(T)                                                                                    \
-  template bool has_flash_attention<T>();                                                                        \
-  template void pack_keys<T>(HeadRows<const T>, HeadRows<const T>, const FlashShape&, PackedKeys<T>);            \
-  template void flash_forward<T>(HeadRows<const T>, PackedKeys<const T>, HeadRows<T>, float*, const FlashShape&, \
-                                 int64_t, FlashWorkspace<T>&);                                                   \
+#define FETTLE_INSTANTIATE(T)                                                                          \
+  template void pack_keys<T>(HeadRows<const T>, HeadRows<const T>, const FlashShape&, PackedKeys<T>);  \
+  template void flash_forward<T>(const FlashHead<T>&, const FlashShape&, int64_t, FlashWorkspace<T>&); \
   template void flash_backward<T>(const FlashGradient<T>&, const FlashShape&, FlashWorkspace<T>&);
 FETTLE_INSTANTIATE(float)
 FETTLE_INSTANTIATE(BFloat16)

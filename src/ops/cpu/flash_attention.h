@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Causal attention in blocks that stay in a core's cache (Dao, FlashAttention-2, arXiv:2307.08691): one head of one
-/// document at a time, plain pointers, no threads. The products are oneDNN's brgemm micro-kernels. T is float or
+/// document at a time, plain pointers, no threads. Needs has_brgemm<T>() (brgemm.h). T is float or
 /// c10::BFloat16; products and sums are float32.
 #pragma once
 
@@ -8,10 +8,6 @@
 #include <vector>
 
 namespace fettle::ops::cpu {
-
-/// Whether this processor has the micro-kernels for the element type.
-template <typename T>
-bool has_flash_attention();
 
 /// The rows [length, D] of one head of one document inside a stream [T, H, D].
 template <typename T>
@@ -49,11 +45,17 @@ struct FlashWorkspace {
   std::vector<float> sums;
 };
 
-/// Block `block` of kFlashQueries queries: writes its rows of `output`, and log_sums[i] = log2 Σ exp(scale · score) for
-/// each query i of the document.
+/// One query head of a document.
 template <typename T>
-void flash_forward(HeadRows<const T> query, PackedKeys<const T> packed, HeadRows<T> output, float* log_sums,
-                   const FlashShape& shape, int64_t block, FlashWorkspace<T>& workspace);
+struct FlashHead {
+  HeadRows<const T> query;
+  PackedKeys<const T> packed;
+  HeadRows<T> output;
+  float* log_sums;  ///< written: log2 Σ exp(scale · score) of each query
+};
+/// Writes what belongs to block `block` of kFlashQueries queries.
+template <typename T>
+void flash_forward(const FlashHead<T>& head, const FlashShape& shape, int64_t block, FlashWorkspace<T>& workspace);
 
 /// The gradients of one query head. d_key and d_value [L, D] are those of this query head alone, in float32.
 template <typename T>
@@ -70,8 +72,5 @@ struct FlashGradient {
 };
 template <typename T>
 void flash_backward(const FlashGradient<T>& arrays, const FlashShape& shape, FlashWorkspace<T>& workspace);
-
-/// Gives the thread's matrix unit back (AMX). After the last call of a thread.
-void release_flash_attention();
 
 }  // namespace fettle::ops::cpu

@@ -97,7 +97,7 @@ void attention_gradient_step(const AttentionGradientStep<float>& arrays, Attenti
 void attention_gradient_step(const AttentionGradientStep<BFloat16>& arrays, AttentionStep step);
 
 /// Rows of `columns` elements, `stride` apart, and what they are padded to with zeros.
-struct AttentionPack {
+struct PaddedRows {
   int64_t rows;
   int64_t padded_rows;
   int64_t columns;
@@ -105,22 +105,21 @@ struct AttentionPack {
   int64_t stride;
 };
 /// to [padded_rows, padded_columns].
-void attention_copy(const float* from, float* to, AttentionPack size);
-void attention_copy(const BFloat16* from, BFloat16* to, AttentionPack size);
-/// The same as the right operand of a product; and its transpose [padded_columns, padded_rows] as one.
-void attention_pack(const float* from, float* to, AttentionPack size);
-void attention_pack(const BFloat16* from, BFloat16* to, AttentionPack size);
-void attention_pack_transposed(const float* from, float* to, AttentionPack size);
-void attention_pack_transposed(const BFloat16* from, BFloat16* to, AttentionPack size);
+void copy_rows(const float* from, float* to, PaddedRows size);
+void copy_rows(const BFloat16* from, BFloat16* to, PaddedRows size);
+/// The same as the right operand of a product (brgemm.h); and its transpose [padded_columns, padded_rows] as one.
+void pack_right(const float* from, float* to, PaddedRows size);
+void pack_right(const BFloat16* from, BFloat16* to, PaddedRows size);
+void pack_right_transposed(const float* from, float* to, PaddedRows size);
+void pack_right_transposed(const BFloat16* from, BFloat16* to, PaddedRows size);
 /// to [padded_columns, padded_rows], plain.
-void attention_transpose(const float* from, float* to, AttentionPack size);
-void attention_transpose(const BFloat16* from, BFloat16* to, AttentionPack size);
+void transpose_rows(const float* from, float* to, PaddedRows size);
+void transpose_rows(const BFloat16* from, BFloat16* to, PaddedRows size);
 /// The rows from such a transpose: from [columns, padded_rows].
-void attention_store_transposed(const float* from, float* to, AttentionPack size);
-void attention_store_transposed(const float* from, BFloat16* to, AttentionPack size);
-
+void store_transposed(const float* from, float* to, PaddedRows size);
+void store_transposed(const float* from, BFloat16* to, PaddedRows size);
 /// Each row times `factors`, element by element.
-void attention_scale_columns(float* rows, const float* factors, AttentionPack size);
+void attention_scale_columns(float* rows, const float* factors, PaddedRows size);
 
 /// to [rows, columns], `stride` apart = Σ over heads of from [heads, rows, columns]
 struct AttentionGroups {

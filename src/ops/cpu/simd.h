@@ -47,6 +47,16 @@ namespace fettle::ops::cpu {
   to->x = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+/// Rows 2i and 2i+1 interleaved, as a right operand has them.
+[[gnu::always_inline]] inline void interleave(const c10::BFloat16* even, const c10::BFloat16* odd, c10::BFloat16* to,
+                                              int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    to[2 * i].x = even[i].x;
+    to[2 * i + 1].x = odd[i].x;
+  }
+}
+
 /// `value` as the type T would keep it.
 template <typename T>
 [[gnu::always_inline]] inline float round_to(float value) {
