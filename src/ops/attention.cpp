@@ -15,6 +15,7 @@
 #include <limits>
 #include <span>
 
+#include "ops/cpu/brgemm.h"
 #include "ops/cpu/flash_attention.h"
 #include "ops/cpu/kernels.h"
 #include "ops/dispatch.h"
@@ -202,15 +203,21 @@ void flash_backward(const variable_list& streams, const Documents& documents, co
   }
 }
 
+// What the products compute in: without micro-kernels for bfloat16 (before AVX-512 BF16), float32.
+at::ScalarType product_type(const at::Tensor& query) {
+  return has_cpu_products(query) ? query.scalar_type() : at::kFloat;
+}
+
 class FlashAttention : public torch::autograd::Function<FlashAttention> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& query, const at::Tensor& key,
                             const at::Tensor& value, const Documents& documents) {
-    const at::Tensor output = at::empty_like(query);
+    const at::ScalarType type = product_type(query);
+    const variable_list streams{query.to(type), key.to(type), value.to(type)};
+    const at::Tensor mixed = at::empty_like(streams[0]);
     const at::Tensor log_sums = at::empty({query.size(1), query.size(0)}, query.options().dtype(at::kFloat));
-    with_element_type(query, [&]<typename T>(T) {
-      flash_forward<T>({query, key, value}, documents, output, log_sums);
-    });
+    with_element_type(mixed, [&]<typename T>(T) { flash_forward<T>(streams, documents, mixed, log_sums); });
+    const at::Tensor output = mixed.to(query.scalar_type());
     context->save_for_backward({query, key, value, output, log_sums});
     context->saved_data["scale"] = documents.spec.scale;
     context->saved_data["window"] = documents.spec.window;
@@ -222,20 +229,19 @@ class FlashAttention : public torch::autograd::Function<FlashAttention> {
     const variable_list saved = context->get_saved_variables();
     const Documents documents{{context->saved_data["scale"].toDouble(), context->saved_data["window"].toInt()},
                               context->saved_data["boundaries"].toIntVector()};
-    const Gradients to{.output = saved[3],
+    const at::ScalarType given = saved[0].scalar_type();
+    const at::ScalarType type = product_type(saved[0]);
+    const variable_list streams{saved[0].to(type), saved[1].to(type), saved[2].to(type)};
+    const Gradients to{.output = saved[3].to(type),
                        .log_sums = saved[4],
-                       .d_output = gradients[0].contiguous(),
-                       .d_query = at::empty_like(saved[0]),
-                       .d_key = at::empty_like(saved[1]),
-                       .d_value = at::empty_like(saved[2])};
-    with_element_type(saved[0], [&]<typename T>(T) { flash_backward<T>(saved, documents, to); });
-    return {to.d_query, to.d_key, to.d_value, at::Tensor()};
+                       .d_output = gradients[0].contiguous().to(type),
+                       .d_query = at::empty_like(streams[0]),
+                       .d_key = at::empty_like(streams[1]),
+                       .d_value = at::empty_like(streams[2])};
+    with_element_type(to.d_query, [&]<typename T>(T) { flash_backward<T>(streams, documents, to); });
+    return {to.d_query.to(given), to.d_key.to(given), to.d_value.to(given), at::Tensor()};
   }
 };
-
-bool has_kernel(const at::Tensor& query) {
-  return has_cpu_products(query) && query.size(2) % 2 == 0;
-}
 
 void check(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
   TORCH_CHECK(query.dim() == 3 && key.dim() == 3 && key.sizes() == value.sizes() && query.size(2) == key.size(2) &&
@@ -260,7 +266,7 @@ at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::T
   TORCH_CHECK(query.size(0) == key.size(0) && !cu_seqlens.empty() && cu_seqlens.front() == 0 &&
                   cu_seqlens.back() == query.size(0) && std::ranges::is_sorted(cu_seqlens),
               "attention: document boundaries do not cover the ", query.size(0), " tokens");
-  if (!has_kernel(query)) {
+  if (!has_cpu_kernel(query) || !cpu::has_brgemm<float>() || query.size(2) % 2 != 0) {
     return composite::attention(query, key, value, spec, cu_seqlens);
   }
   return FlashAttention::apply(query.contiguous(), key.contiguous(), value.contiguous(),

@@ -11,20 +11,8 @@
 #include <c10/util/BFloat16.h>
 
 #include <cstdint>
-#include <type_traits>
 
 namespace fettle::ops::cpu {
-
-/// Whether this processor has the micro-kernels for the element type.
-template <typename T>
-bool has_brgemm() {
-#if defined(__x86_64__)
-  if constexpr (std::is_same_v<T, float>) return __builtin_cpu_supports("avx2");
-  return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#else
-  return false;
-#endif
-}
 
 /// C [m, n] = A [m, k] · B [k, n], added to what C holds if `add`; k even.
 struct Product {
@@ -38,6 +26,11 @@ inline void multiply(const Product& size, const float* a, const float* b, float*
 inline void multiply(const Product& size, const c10::BFloat16* a, const c10::BFloat16* b, float* c) {
   at::native::cpublas::brgemm(size.m, size.n, size.k, size.lda, size.ldb, size.ldc, size.add, a, b, c, true);
 }
+
+/// Whether there are micro-kernels for T (float or c10::BFloat16): a small product is tried, once. There are from AVX2
+/// on for float and from AVX-512 BF16 on for bfloat16, unless ONEDNN_MAX_CPU_ISA says less.
+template <typename T>
+bool has_brgemm();
 
 /// Gives the thread's matrix unit back (AMX). After the last product of a thread.
 inline void release_brgemm() {
