@@ -17,7 +17,6 @@
 namespace fettle::cli {
 
 int train(const Arguments& arguments) {
-  std::signal(SIGPIPE, SIG_IGN);  // a log whose reader has ended must not end the training
   const dist::Launch launch = dist::read_launch(dist::process_environment);
   if (launch.world_size > 1) {
     log::set_name(fmt::format("rank {}", launch.rank));
@@ -25,6 +24,7 @@ int train(const Arguments& arguments) {
   }
   const auto config = read_options(arguments, config::Command::kTrain, launch.rank > 0);
   if (!config) return 0;
+  std::signal(SIGPIPE, SIG_IGN);  // a log whose reader has ended must not end the training
   try {
     train::fine_tune(*config, launch);
   } catch (const std::exception& error) {

@@ -19,8 +19,6 @@
 namespace fettle::model {
 namespace {
 
-constexpr const char* kPeftPrefix = "base_model.model.";
-
 std::string module_of(const Parameter& parameter) {
   return parameter.name().substr(0, parameter.name().rfind('.'));
 }
@@ -170,25 +168,7 @@ void Decoder::add_lora(const config::LoraConfig& config, uint64_t seed) {
 void Decoder::load_adapter(const hub::AdapterConfig& config, const hub::TensorSource& weights) {
   const auto source = std::make_shared<const hub::TensorSource>(weights);
   // Names and shapes are checked as a whole before the first is read.
-  std::vector<TensorShape> expected;
-  const LoraTargets targets = select_targets(module_names(impl_->spec), config);
-  for (const Linear* layer : impl_->linears()) {
-    if (std::ranges::find(targets.adapted, layer->name) != targets.adapted.end()) {
-      for (const TensorShape& shape : {shape_of_a(*layer, config.r), shape_of_b(*layer, config.r)}) {
-        expected.push_back({kPeftPrefix + shape.name, shape.shape});
-      }
-    }
-  }
-  std::vector<TensorShape> base = expected_tensors(impl_->spec);
-  if (impl_->is_tied()) {
-    base.push_back({"lm_head.weight", {impl_->spec.vocab_size, impl_->spec.hidden_size}});
-  }
-  for (const TensorShape& shape : base) {
-    if (std::ranges::find(targets.saved, shape.name.substr(0, shape.name.rfind('.'))) != targets.saved.end()) {
-      expected.push_back({kPeftPrefix + shape.name, shape.shape});
-    }
-  }
-  check_names(*source, expected, /*tied_embeddings=*/false, "the adapter");
+  check_names(*source, expected_adapter_tensors(impl_->spec, config), /*tied_embeddings=*/false, "the adapter");
   install(*impl_, config, [&](const TensorShape& shape) {
     return read_tensor(source, *source->find(kPeftPrefix + shape.name), at::kFloat);
   });

@@ -150,23 +150,24 @@ hub::AdapterConfig adapter_config(const config::LoraConfig& config) {
           .revision = {}};
 }
 
-int64_t lora_weight_count(const DecoderSpec& spec, const hub::AdapterConfig& config) {
+std::vector<TensorShape> expected_adapter_tensors(const DecoderSpec& spec, const hub::AdapterConfig& config) {
   const LoraTargets targets = select_targets(module_names(spec), config);
   const auto is_in = [](const std::vector<std::string>& names, const std::string& name) {
     return std::ranges::find(names, name) != names.end();
   };
-  std::vector<TensorShape> tensors = expected_tensors(spec);
-  if (spec.tied_embeddings) tensors.push_back({"lm_head.weight", {spec.vocab_size, spec.hidden_size}});
-  int64_t count = 0;
-  for (const TensorShape& tensor : tensors) {
+  std::vector<TensorShape> base = expected_tensors(spec);
+  if (spec.tied_embeddings) base.push_back({"lm_head.weight", {spec.vocab_size, spec.hidden_size}});
+  std::vector<TensorShape> tensors;
+  for (const TensorShape& tensor : base) {
     const std::string module = module_of(tensor.name);
     if (is_in(targets.saved, module)) {
-      count += std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies<>());
+      tensors.push_back({kPeftPrefix + tensor.name, tensor.shape});
     } else if (is_in(targets.adapted, module) && tensor.shape.size() == 2) {
-      count += config.r * (tensor.shape[0] + tensor.shape[1]);
+      tensors.push_back({kPeftPrefix + module + ".lora_A.weight", {config.r, tensor.shape[1]}});
+      tensors.push_back({kPeftPrefix + module + ".lora_B.weight", {tensor.shape[0], config.r}});
     }
   }
-  return count;
+  return tensors;
 }
 
 LoraTargets select_targets(const ModuleNames& modules, const hub::AdapterConfig& config) {

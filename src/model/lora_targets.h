@@ -47,8 +47,11 @@ struct LoraTargets {
 /// shares with it.
 LoraTargets select_targets(const ModuleNames& modules, const hub::AdapterConfig& config);
 
-/// Weights that an adapter trains: its matrices, and the modules that are saved whole. Throws as select_targets.
-int64_t lora_weight_count(const DecoderSpec& spec, const hub::AdapterConfig& config);
+/// What PEFT puts before a module's name in an adapter's file.
+inline constexpr const char* kPeftPrefix = "base_model.model.";
+
+/// The tensors of an adapter's file: its matrices, and the modules that are saved whole. Throws as select_targets.
+std::vector<TensorShape> expected_adapter_tensors(const DecoderSpec& spec, const hub::AdapterConfig& config);
 
 /// Throws Error{kConfig}, listing the names there are, if a name or the pattern of lora_exclude_modules matches no
 /// module, or the pattern is all-linear. Not for a saved adapter: PEFT writes and loads those that exclude nothing.

@@ -32,9 +32,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Gradients of keys and values, each query head's by itself in float32, are held for so many bytes of heads at once.
-constexpr int64_t kPartBytes = 64 << 20;
-
 // T tokens, H query heads, K key heads, G = H/K query heads a key head, D elements a head.
 struct Heads {
   int64_t query;
@@ -194,8 +191,8 @@ void flash_backward(const variable_list& streams, const Documents& documents, co
   for (size_t first = 0; first < units.size();) {
     int64_t bytes = 0;
     size_t last = first;
-    while (last < units.size() &&
-           (bytes < kPartBytes || static_cast<int64_t>(last - first) * heads.group() < threads)) {
+    while (last < units.size() && (static_cast<double>(bytes) < kAttentionPartBytes ||
+                                   static_cast<int64_t>(last - first) * heads.group() < threads)) {
       bytes += 2 * heads.group() * units[last++].length * heads.size * static_cast<int64_t>(sizeof(float));
     }
     backward_of<T>(std::span(units).subspan(first, last - first), streams, documents, to);

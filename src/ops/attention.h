@@ -8,6 +8,10 @@
 
 namespace fettle::ops {
 
+/// Gradients of keys and values, each query head's by itself in float32, are held for so many bytes of heads at once,
+/// or one head a thread.
+inline constexpr double kAttentionPartBytes = 64 << 20;
+
 struct AttentionSpec {
   double scale = 1.0;
   int64_t window = 0;  ///< keys that a query sees, itself included; 0: all before it

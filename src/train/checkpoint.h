@@ -60,7 +60,7 @@ nlohmann::json read_checkpoint_state(const std::filesystem::path& folder);
 std::optional<int64_t> checkpoint_step(const std::filesystem::path& folder);
 
 /// Empty if all files are there with the sizes and hashes of the manifest; else what is wrong, naming the file. Throws
-/// Error{kIo} or {kPermission} for a file that cannot be read: it may be whole.
+/// Error{kIo}, {kPermission} or {kOutOfMemory} for a file that cannot be read: it may be whole.
 std::string why_broken(const std::filesystem::path& folder);
 
 /// checkpoint-<step> folders, ascending by step, broken ones included. Throws Error{kIo} or {kPermission} if output_dir

@@ -488,8 +488,8 @@ void fine_tune(const config::Config& given, const dist::Launch& launch) {
   const Watchdog watchdog(parse_section_limits(given.distributed.section_timeouts), log::name());
   std::optional<SectionMark> mark(std::in_place, Section::kSetup);
   log::info("{}", start_device(given.device, launch.local_world_size).description());
-  mark.reset();
   TrainingInputs inputs = prepare_training(given);
+  mark.reset();
   const auto group = dist::Group::join(launch, group_options(given.distributed));  // tokenizing may take hours
   fine_tune_in(group, std::move(inputs));
 }

@@ -45,8 +45,8 @@ struct Run {
 };
 
 /// Trains from run.state to run.total_steps. Whatever ends it before, the state after the last completed step is saved:
-///  - SIGTERM or SIGINT to any rank, after the micro-batch under way: Error{kPreempted} on all, once the state is on
-///  the
+///  - SIGTERM, SIGINT or SIGHUP to any rank, after the micro-batch under way: Error{kPreempted} on all, once the state
+///  is on the
 ///    disk;
 ///  - a step whose loss or gradient is not finite, or spikes (grad_spike_limit): {kDiverged} before it changes a
 ///  weight;

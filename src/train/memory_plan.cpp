@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/memory_plan.h"
 
+#include <algorithm>
 #include <numeric>
 
+#include "ops/attention.h"
 #include "ops/linear_cross_entropy.h"
 
 namespace fettle::train {
@@ -34,11 +36,22 @@ double activation_bytes(const model::DecoderSpec& spec, double tokens, double el
   return inputs + 2 * layer;
 }
 
+/// Buffers of ops/attention.cpp: a document's head a thread, and the gradients of keys and values, query head by query
+/// head, of one document's head a thread at least.
+double attention_bytes(const model::DecoderSpec& spec, const PlannedRun& run, double element) {
+  const double head = static_cast<double>(run.longest * spec.head_dim);
+  const auto busy = static_cast<double>(std::min(run.threads, spec.heads));
+  const double parts = 2 * kFloatBytes * static_cast<double>(run.tokens * spec.heads * spec.head_dim);
+  return busy * head * (4 * element + kFloatBytes) +
+         std::min(parts, std::max(ops::kAttentionPartBytes, busy * head * 2 * kFloatBytes));
+}
+
 }  // namespace
 
-double MemoryPlan::peak_bytes() const {
-  return std::accumulate(parts.begin(), parts.end(), 0.0,
-                         [](double sum, const MemoryPart& part) { return sum + part.bytes; });
+double MemoryPlan::peak_bytes(int64_t processes) const {
+  return std::accumulate(parts.begin(), parts.end(), 0.0, [&](double sum, const MemoryPart& part) {
+    return sum + part.bytes * (part.is_common ? 1.0 : static_cast<double>(processes));
+  });
 }
 
 MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& config, const PlannedRun& run) {
@@ -60,15 +73,18 @@ MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& con
 
   MemoryPlan plan;
   plan.parts.push_back({"the program", kProgramBytes});
-  plan.parts.push_back({"the base's file, mapped", shared(3, run.stored_bytes)});
-  if (!run.is_mapped || is_full) plan.parts.push_back({"weights to compute with", shared(3, weights * element)});
+  plan.parts.push_back({"the base's file, mapped", shared(3, run.stored_bytes), stage < 3});
+  // In float32 the trained weights are what the model computes with.
+  if (is_full ? element < kFloatBytes : !run.is_mapped)
+    plan.parts.push_back({"weights to compute with", shared(3, weights * element)});
   plan.parts.push_back({"trained weights in float32", shared(3, trained * kFloatBytes)});
   if (!is_full && element < kFloatBytes) plan.parts.push_back({"the adapter to compute with", trained * element});
   plan.parts.push_back({"gradients", shared(2, trained * kFloatBytes)});
   plan.parts.push_back({"the optimizer's state", shared(1, 2 * trained * kFloatBytes)});
-  if (copies) plan.parts.push_back({"a copy for saving (async_save)", checkpoint_bytes(run.trained_weights)});
+  if (copies) plan.parts.push_back({"a copy for saving (async_save)", checkpoint_bytes(run.trained_weights), true});
   plan.parts.push_back({recomputes ? "activations (recomputed)" : "activations",
                         kAllocator * activation_bytes(spec, static_cast<double>(run.tokens), element, recomputes)});
+  plan.parts.push_back({"attention", attention_bytes(spec, run, element)});
   plan.parts.push_back({"logits", kAllocator * logits + head_gradient});
   return plan;
 }

@@ -14,11 +14,13 @@ namespace fettle::train {
 struct MemoryPart {
   std::string_view what;
   double bytes;
+  bool is_common = false;  ///< the processes of a machine have it once: a mapped file, what rank 0 alone keeps
 };
 
 struct MemoryPlan {
   std::vector<MemoryPart> parts;
-  [[nodiscard]] double peak_bytes() const;
+  /// Of one process; and of so many on one machine.
+  [[nodiscard]] double peak_bytes(int64_t processes = 1) const;
 };
 
 /// What a plan is made of besides the options.
@@ -27,6 +29,8 @@ struct PlannedRun {
   double stored_bytes;  ///< of the base's weights in their file
   bool is_mapped;       ///< the file's bytes are what the model computes with
   int64_t tokens;       ///< of the largest micro-batch
+  int64_t longest;      ///< document, in tokens
+  int64_t threads;
   int64_t processes;
 };
 

@@ -142,13 +142,13 @@ void require_usable(const fs::path& folder, const nlohmann::json& identity) {
 std::vector<std::string> inputs_of(const config::Config& config) {
   std::vector<std::string> inputs = config.data.train_file;
   inputs.insert(inputs.end(), config.data.validation_file.begin(), config.data.validation_file.end());
-  inputs.insert(inputs.end(), {config.data.dataset_name, config.model.model_name_or_path,
+  inputs.insert(inputs.end(), {config.data.dataset_name, config.model.model_name_or_path, config.model.config_name,
                                config.model.adapter_name_or_path, config.model.tokenizer_name});
   return inputs;
 }
 
-/// Before an earlier run is removed: none of what the new one reads may be part of it. The adapter to start from may be
-/// the earlier result itself: that stays until the new one replaces it.
+/// Before an earlier run is removed: none of what the new one reads may be part of it. Records and tokenizer files
+/// beside it stay, and so does an adapter that is the earlier result, until the new one replaces it.
 void require_inputs_elsewhere(const config::Config& config) {
   std::error_code failure;
   const fs::path folder = fs::weakly_canonical(config.output.output_dir, failure);
@@ -156,7 +156,7 @@ void require_inputs_elsewhere(const config::Config& config) {
     if (input.empty() || !fs::exists(input, failure)) continue;
     const fs::path inside = fs::weakly_canonical(input, failure).lexically_relative(folder);
     const std::string first = inside.empty() ? ".." : inside.begin()->string();
-    const bool is_result = first == "." && input != config.model.adapter_name_or_path;
+    const bool is_result = first == "." && input == config.model.model_name_or_path;
     if (!is_result && first != "metrics.jsonl" && !first.starts_with("checkpoint-")) continue;
     throw Error(ExitCode::kConfig,
                 fmt::format("output_dir {} holds {}, which this run reads, and overwrite_output_dir would replace it",
@@ -333,6 +333,7 @@ StartingPoint find_starting_point(const config::Config& config, const nlohmann::
     same = true;
   }
   if (same && start.checkpoint) {
+    require_unfinished(options);
     start.keeps_folder = true;
     return start;
   }
@@ -346,6 +347,7 @@ StartingPoint find_starting_point(const config::Config& config, const nlohmann::
     if (finished) log::warning("the run in {} is complete, but its result is gone: it continues", folder.string());
     start.checkpoint = newest_usable(options, identity);
     start.keeps_folder = start.checkpoint.has_value();
+    if (!start.keeps_folder) require_inputs_elsewhere(config);
     return start;
   }
   if (!options.overwrite_output_dir) refuse_folder(folder, run, identity);

@@ -188,8 +188,38 @@ TEST(Train, CheckSaysWhatTrainingWillNeedAndChangesNothing) {
   EXPECT_THAT(result.out, HasSubstr("starts at the first step"));
   EXPECT_THAT(result.out, HasSubstr("GB at the peak"));
   EXPECT_FALSE(fs::exists(folder / "out"));
-  arguments.push_back("--lora_target_modules=no_such_layer");
-  EXPECT_EQ(run_program(arguments).code, code(ExitCode::kConfig));
+}
+
+TEST(Train, CheckRefusesWhatTrainingWouldAndNoMore) {
+  const TemporaryFolder folder;
+  const fs::path out = folder / "out";
+  const auto train = train_arguments(out, folder.write("train.jsonl", some_records()));
+  auto check = train;
+  check.front() = "check";
+  const auto with = [](std::vector<std::string> arguments, const std::string& more) {
+    arguments.push_back(more);
+    return arguments;
+  };
+  for (const char* option : {"--lora_target_modules=no_such_layer", "--lora_exclude_modules=no_such_layer"}) {
+    EXPECT_EQ(run_program(with(check, option)).code, code(ExitCode::kConfig)) << option;
+  }
+  ASSERT_EQ(run_program(train).code, 0);
+  EXPECT_THAT(run_program(check).out, HasSubstr("this run is complete already"));
+  // An adapter to start from that is not whole; and one that is gone, once the run has a checkpoint of its own.
+  const fs::path start = folder / "start";
+  fs::create_directory(start);
+  for (const char* file : {"adapter_config.json", "adapter_model.safetensors"}) fs::copy(out / file, start / file);
+  const fs::path further = folder / "further";
+  auto go_on = train_arguments(further, folder / "train.jsonl", {"--adapter_name_or_path=" + start.string()});
+  ASSERT_EQ(run_program(go_on).code, 0);
+  fs::remove(further / "adapter_model.safetensors");
+  fs::remove(start / "adapter_model.safetensors");
+  go_on.front() = "check";
+  const Result resumed = run_program(go_on);
+  EXPECT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_THAT(resumed.out, HasSubstr("continues from"));
+  fs::remove_all(further);
+  EXPECT_EQ(run_program(go_on).code, code(ExitCode::kNoInput));
 }
 
 TEST(Train, AFinishedRunWithoutItsResultSavesItAgain) {

@@ -254,7 +254,7 @@ def damaged_files(workplace, summary, random):
 
 
 def swapped_with_the_other(workplace, summary, _):
-    """Files that two checkpoints exchanged are noticed in both; folders that did are each whole."""
+    """Files that two checkpoints exchanged are noticed in both, and so are folders."""
     def check(file):
         def damage(newer, older):
             swap_with_the_other_checkpoint(newer / file, older / file, None)
@@ -275,8 +275,11 @@ def swapped_with_the_other(workplace, summary, _):
         (newer.parent / "aside").rename(older)
     template = interrupted(workplace, LORA)
     side_by_side(sorted(path.name for path in (template / f"checkpoint-{NEWER}").iterdir()), check, summary)
-    outcome, output_dir, _ = resume(workplace, LORA, exchange_folders)
-    harness.require_same(workplace.reference(LORA, *MORE), output_dir, outcome)
+    outcome, output_dir, before = resume(workplace, LORA, exchange_folders)
+    require(outcome.code == DATA, f"exit {named(outcome.code)}", outcome)
+    require(before == harness.fingerprint(output_dir), "files were deleted or changed", outcome)
+    for step in (NEWER, OLDER):
+        require(f"checkpoint-{step}" in outcome.error, f"the message does not name checkpoint-{step}", outcome)
     summary.count("files exchanged between two checkpoints")
 
 

@@ -297,8 +297,16 @@ TEST(StartingPoint, AFinishedRunGoesBackOnlyIfTold) {
   EXPECT_TRUE(find_starting_point(config, identity).checkpoint) << "it is not finished yet";
   finish_run(folder.path(), identity);
   EXPECT_EQ(code_of([&] { find_starting_point(config, identity); }), ExitCode::kConfig);
-  config.output.overwrite_output_dir = true;
-  EXPECT_TRUE(find_starting_point(config, identity).checkpoint);
+  const TemporaryFolder elsewhere;
+  fs::copy(folder.path() / "checkpoint-3", elsewhere / "checkpoint-3");
+  for (const fs::path& checkpoint : {folder.path() / "checkpoint-3", elsewhere.path() / "checkpoint-3"}) {
+    SCOPED_TRACE(checkpoint);
+    config.output.resume_from_checkpoint = checkpoint;
+    config.output.overwrite_output_dir = false;
+    EXPECT_EQ(code_of([&] { find_starting_point(config, identity); }), ExitCode::kConfig);
+    config.output.overwrite_output_dir = true;
+    EXPECT_TRUE(find_starting_point(config, identity).checkpoint);
+  }
 }
 
 TEST(StartingPoint, WhatARunReadsIsNotOverwritten) {
@@ -317,6 +325,12 @@ TEST(StartingPoint, WhatARunReadsIsNotOverwritten) {
   config.data.train_file = {out / "metrics.jsonl"};
   EXPECT_EQ(code_of(start), ExitCode::kConfig);
   config.data.train_file = {"a.jsonl"};
+  config.data.dataset_name = out;
+  EXPECT_NO_THROW(start()) << "its records stay";
+  config.data.dataset_name.clear();
+  config.model.config_name = out / "checkpoint-3";
+  EXPECT_EQ(code_of(start), ExitCode::kConfig);
+  config.model.config_name.clear();
   config.model.adapter_name_or_path = out / "checkpoint-3";
   EXPECT_EQ(code_of(start), ExitCode::kConfig);
   config.model.adapter_name_or_path = out;
