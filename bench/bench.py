@@ -183,7 +183,7 @@ def main():
     folder = REPOSITORY / "build/bench"
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.build, folder)
-    turns, steps = (1, 3) if arguments.quick else (arguments.turns, 6)
+    turns = 1 if arguments.quick else arguments.turns
     target = folder if arguments.quick else REPOSITORY / "docs"
     kept = target / "benchmarks.json"
     results = json.loads(kept.read_text()) if arguments.part and kept.exists() else {}
@@ -193,7 +193,8 @@ def main():
             work[1:1] = [(name, "lora") for name in shapes.SHAPES if name != "135M"]
         results |= {"machine": machine(bench), "equal": []}
         for name, what in work:
-            measured = measure_equal(bench, shapes.SHAPES[name], what, turns, steps)
+            shape = shapes.SHAPES[name]
+            measured = measure_equal(bench, shape, what, turns, 3 if arguments.quick else shape.steps)
             results["equal"].append({"shape": name, "what": what, **measured})
         results["records"] = {
             name: measure_records(bench, path, turns, 3 if arguments.quick else 12) for name, path in DATASETS.items()
