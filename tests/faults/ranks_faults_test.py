@@ -160,7 +160,7 @@ def run_chains(cases, workplace, summary, random, judge):
     """Until every case has had its turn; a run that is over takes the case to the next one."""
     durations = Durations(workplace.new("uninterrupted"))
     rest = collections.deque()
-    for attempt in range(4):
+    for attempt in range(12):  # the shortest stages are over before most signals
         random.shuffle(cases)
         hands = [Hand(f"{attempt} {begin}", cases[begin:begin + A_CHAIN]) for begin in range(0, len(cases), A_CHAIN)]
 
