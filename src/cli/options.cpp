@@ -23,8 +23,12 @@ log::Level level_named(const std::string& name) {
 
 }  // namespace
 
+bool asks_for_help(const Arguments& arguments) {
+  return std::find(arguments.begin(), arguments.end(), "--help") != arguments.end();
+}
+
 std::optional<config::Config> read_options(const Arguments& arguments, config::Command command, bool is_quiet) {
-  if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
+  if (asks_for_help(arguments)) {
     fmt::print("{}", config::help_text(command));
     return std::nullopt;
   }

@@ -10,6 +10,8 @@
 
 namespace fettle::cli {
 
+bool asks_for_help(const Arguments& arguments);
+
 /// Parses, sets the log's level, and logs notices and the options that differ from their defaults. Nothing if --help
 /// was asked for: it has been printed. `is_quiet`: logs none of it, for a rank whose options rank 0 logs. Throws Error
 /// as config::parse.

@@ -17,6 +17,8 @@
 namespace fettle::cli {
 
 int train(const Arguments& arguments) {
+  // A log whose reader has ended must not end the training.
+  if (!asks_for_help(arguments)) std::signal(SIGPIPE, SIG_IGN);
   const dist::Launch launch = dist::read_launch(dist::process_environment);
   if (launch.world_size > 1) {
     log::set_name(fmt::format("rank {}", launch.rank));
@@ -24,7 +26,6 @@ int train(const Arguments& arguments) {
   }
   const auto config = read_options(arguments, config::Command::kTrain, launch.rank > 0);
   if (!config) return 0;
-  std::signal(SIGPIPE, SIG_IGN);  // a log whose reader has ended must not end the training
   try {
     train::fine_tune(*config, launch);
   } catch (const std::exception& error) {
