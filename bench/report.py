@@ -34,9 +34,9 @@ def markdown(results):
         f"Machine: {machine['cpu']}, {machine['threads']} threads for either side, {memory(machine['memory'])}, "
         f"{' '.join(machine['instructions'])}. Reference: {versions}. {machine['date']}.",
         "",
-        "Models: Llamas of the shapes of SmolLM2 (135M, 360M), Llama 3.2 1B and one layer of Llama 3.1 8B, LoRA r 8 on all "
-        "linear layers unless it says full fine-tuning, bfloat16. Each measurement is a process of its own, one at a time; "
-        f"the sides take turns; a number is the median over {results['equal'][0]['turns']} turn(s) of tokens per second "
+        "Models: Llamas with random weights in known shapes (135M and 360M: SmolLM2; 1B: Llama 3.2; 8B: one layer of Llama "
+        "3.1), LoRA r 8 on all linear layers unless it says full fine-tuning, bfloat16. Each measurement is a process of "
+        f"its own, one at a time; the sides take turns; a number is the median over {results['equal'][0]['turns']} turn(s) of tokens per second "
         "over the steps after the first. Memory is the process's VmHWM.",
         "",
         "| work | reference, tokens/s | Fettle, tokens/s | ratio | reference memory | Fettle memory | unit |",
