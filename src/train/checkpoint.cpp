@@ -101,10 +101,7 @@ std::string why_broken(const fs::path& folder, Compare what) {
   } catch (const fs::filesystem_error& error) {
     throw_system_error("read", error.path1(), error.code().value());
   } catch (const Error& error) {
-    if (error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission ||
-        error.code() == ExitCode::kOutOfMemory) {
-      throw;  // it may be whole
-    }
+    if (leaves_open(error)) throw;
     return error.what();
   }
 }
@@ -171,6 +168,11 @@ void restore_checkpoint(const fs::path& folder, const Snapshot& snapshot) {
 
 nlohmann::json read_checkpoint_state(const fs::path& folder) {
   return hub::parse_json_object(read_file(folder / kState), (folder / kState).string());
+}
+
+bool leaves_open(const Error& error) {
+  return error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission ||
+         error.code() == ExitCode::kOutOfMemory;
 }
 
 std::string why_broken(const fs::path& folder) {

@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "model/decoder.h"
 
 namespace fettle::train {
@@ -58,6 +59,10 @@ nlohmann::json read_checkpoint_state(const std::filesystem::path& folder);
 
 /// The step that the folder's name says; none for any other name.
 std::optional<int64_t> checkpoint_step(const std::filesystem::path& folder);
+
+/// Whether an error of reading says nothing about what is in the file: the disk, rights or memory failed, and it may be
+/// whole.
+bool leaves_open(const Error& error);
 
 /// Empty if all files are there with the sizes and hashes of the manifest; else what is wrong, naming the file. Throws
 /// Error{kIo}, {kPermission} or {kOutOfMemory} for a file that cannot be read: it may be whole.

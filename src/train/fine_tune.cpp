@@ -367,10 +367,7 @@ StartingPoint FineTuning::starting_point() {
 
 /// Another process may have begun, or even finished, a run there before this one had the lock.
 void FineTuning::require_unchanged(const StartingPoint& start) const {
-  const StartingPoint now = find_starting_point(config_, identity_);
-  if (now.finished == start.finished && now.checkpoint == start.checkpoint && now.keeps_folder == start.keeps_folder) {
-    return;
-  }
+  if (find_starting_point(config_, identity_) == start) return;
   throw Error(ExitCode::kUnavailable,
               fmt::format("output_dir {} was changed by another process while this one began", output_dir_.string()),
               "run the same command again");

@@ -99,8 +99,8 @@ bool is_empty_folder(const fs::path& folder) {
   return true;
 }
 
-nlohmann::json identity_of(const fs::path& checkpoint) {
-  return read_checkpoint_state(checkpoint).value("identity", nlohmann::json::object());
+nlohmann::json identity_in(const nlohmann::json& state) {
+  return state.value("identity", nlohmann::json::object());
 }
 
 /// What is wrong with a state whose file is whole: it was edited, or the folder renamed. Empty: nothing.
@@ -130,8 +130,9 @@ void require_usable(const fs::path& folder, const nlohmann::json& identity) {
     throw Error(ExitCode::kData, fmt::format("resume_from_checkpoint: {} is broken: {}", folder.string(), reason),
                 "resume from an older checkpoint, or use auto");
   }
-  require_same_run(identity_of(folder), identity, folder);
-  const std::string wrong = why_state_is_wrong(folder, read_checkpoint_state(folder));
+  const nlohmann::json state = read_checkpoint_state(folder);
+  require_same_run(identity_in(state), identity, folder);
+  const std::string wrong = why_state_is_wrong(folder, state);
   if (!wrong.empty()) {
     throw Error(ExitCode::kData, fmt::format("resume_from_checkpoint: {}: {}", folder.string(), wrong),
                 "resume from another checkpoint, or use auto");
@@ -176,13 +177,10 @@ std::string why_unusable(const fs::path& folder, const nlohmann::json& identity)
     if (error.code() != ExitCode::kData) throw;
     return fmt::format("broken: {}", error.what());
   }
-  const std::vector<std::string> different =
-      explain_difference(state.value("identity", nlohmann::json::object()), identity);
-  if (different.empty()) {
-    reason = why_state_is_wrong(folder, state);
-    if (!reason.empty()) return "broken: " + reason;
-  }
-  return different.empty() ? "" : fmt::format("of another run; different: {}", fmt::join(different, ", "));
+  const std::vector<std::string> different = explain_difference(identity_in(state), identity);
+  if (!different.empty()) return fmt::format("of another run; different: {}", fmt::join(different, ", "));
+  reason = why_state_is_wrong(folder, state);
+  return reason.empty() ? "" : "broken: " + reason;
 }
 
 /// The newest usable checkpoint of output_dir; nothing if there is none at all, or if none can be used and the user
@@ -238,10 +236,13 @@ nlohmann::json read_run_file(const fs::path& folder) {
              : nlohmann::json();
 }
 
+bool is_finished(const nlohmann::json& run) {
+  return run.is_object() && run.value("finished", nlohmann::json()) == true;
+}
+
 /// A finished run that goes on from one of its earlier checkpoints loses what came after it.
-void require_unfinished(const config::OutputConfig& options) {
-  const nlohmann::json run = read_run_file(options.output_dir);
-  if (options.overwrite_output_dir || !run.is_object() || run.value("finished", nlohmann::json()) != true) return;
+void require_unfinished(const config::OutputConfig& options, const nlohmann::json& run) {
+  if (options.overwrite_output_dir || !is_finished(run)) return;
   throw Error(ExitCode::kConfig,
               fmt::format("output_dir {} holds this run complete; going back to {} would remove what came after",
                           options.output_dir, options.resume_from_checkpoint),
@@ -272,7 +273,7 @@ void write_run_file(const fs::path& output_dir, const nlohmann::json& identity, 
 /// Whether a checkpoint says that it is of this run. It may be broken.
 bool claims_run(const fs::path& checkpoint, const nlohmann::json& identity) {
   try {
-    return explain_difference(identity_of(checkpoint), identity).empty();
+    return explain_difference(identity_in(read_checkpoint_state(checkpoint)), identity).empty();
   } catch (const Error& error) {
     if (error.code() != ExitCode::kData && error.code() != ExitCode::kNoInput) throw;
     return false;
@@ -320,7 +321,7 @@ StartingPoint find_starting_point(const config::Config& config, const nlohmann::
     start.checkpoint = resume;
     require_usable(resume, identity);
     if (is_inside(resume, folder)) {
-      require_unfinished(options);
+      require_unfinished(options, read_run_file(folder));
       start.keeps_folder = true;
       return start;
     }
@@ -333,12 +334,12 @@ StartingPoint find_starting_point(const config::Config& config, const nlohmann::
     same = true;
   }
   if (same && start.checkpoint) {
-    require_unfinished(options);
+    require_unfinished(options, run);
     start.keeps_folder = true;
     return start;
   }
   if (same && resume == "auto") {
-    const bool finished = run.is_object() && run.value("finished", nlohmann::json()) == true;
+    const bool finished = is_finished(run);
     if (finished && options.overwrite_output_dir) {
       require_inputs_elsewhere(config);
       return {};

@@ -25,6 +25,7 @@ struct StartingPoint {
   bool finished = false;                                 ///< the run is complete: nothing to train
   std::optional<std::filesystem::path> checkpoint = {};  ///< continue from here; none: start at the first step
   bool keeps_folder = false;                             ///< output_dir holds this run's own earlier part
+  bool operator==(const StartingPoint&) const = default;
 };
 
 /// Looks at output_dir and resume_from_checkpoint; changes nothing. An unfinished run of the same identity continues

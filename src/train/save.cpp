@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "hub/adapter.h"
 #include "hub/safetensors.h"
+#include "train/checkpoint.h"
 #include "train/tensor_file.h"
 
 namespace fettle::train {
@@ -65,10 +66,7 @@ bool has_result(const fs::path& folder, bool is_adapter) {
     }
     return true;
   } catch (const Error& error) {
-    if (error.code() == ExitCode::kIo || error.code() == ExitCode::kPermission ||
-        error.code() == ExitCode::kOutOfMemory) {
-      throw;
-    }
+    if (leaves_open(error)) throw;
     return false;
   }
 }
