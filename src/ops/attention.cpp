@@ -87,9 +87,7 @@ void flash_forward(const variable_list& streams, const Documents& documents, con
   };
   std::vector<Keys> keys;
   int64_t elements = 0;
-  std::vector<int64_t> places;
   for (const Unit& unit : units_of(documents.boundaries, heads.key)) {
-    places.push_back(elements);
     elements += 2 * cpu::packed_elements(documents.shape(unit, heads.size));
     keys.push_back({unit, {}});
   }
@@ -100,13 +98,14 @@ void flash_forward(const variable_list& streams, const Documents& documents, con
     int64_t block;
   };
   std::vector<Item> items;
-  for (size_t i = 0; i < keys.size(); ++i) {
-    const cpu::FlashShape shape = documents.shape(keys[i].unit, heads.size);
-    T* place = buffer.mutable_data_ptr<T>() + places[i];
-    keys[i].packed = {place, place + cpu::packed_elements(shape)};
-    for (int64_t block = (shape.length - 1) / cpu::kFlashQueries; block >= 0; --block) {
+  T* place = buffer.mutable_data_ptr<T>();
+  for (Keys& each : keys) {
+    const cpu::FlashShape shape = documents.shape(each.unit, heads.size);
+    each.packed = {place, place + cpu::packed_elements(shape)};
+    place += 2 * cpu::packed_elements(shape);
+    for (int64_t block = (shape.length - 1) / cpu::kFlashBlock; block >= 0; --block) {
       for (int64_t head = 0; head < heads.group(); ++head) {
-        items.push_back({&keys[i], keys[i].unit.head * heads.group() + head, block});
+        items.push_back({&each, each.unit.head * heads.group() + head, block});
       }
     }
   }
@@ -141,12 +140,14 @@ void backward_of(std::span<const Unit> units, const variable_list& streams, cons
                  const Gradients& to) {
   const Heads heads{streams[0].size(1), streams[1].size(1), streams[0].size(2)};
   struct Item {
-    Unit unit;  // its head is a query head
-    int64_t part;
+    Unit unit;
+    int64_t part;  // where the gradients of its query head, or of the first of its key head's, begin
   };
-  std::vector<Item> items;
+  std::vector<Item> items;   // of query heads
+  std::vector<Item> groups;  // of key heads
   int64_t elements = 0;
   for (const Unit& unit : units) {
+    groups.push_back({unit, elements});
     for (int64_t head = 0; head < heads.group(); ++head) {
       items.push_back({{unit.begin, unit.length, unit.head * heads.group() + head}, elements});
       elements += unit.length * heads.size;
@@ -155,7 +156,6 @@ void backward_of(std::span<const Unit> units, const variable_list& streams, cons
   const at::Tensor parts = at::empty({2, elements}, streams[0].options().dtype(at::kFloat));
   float* d_keys = parts.mutable_data_ptr<float>();
   float* d_values = d_keys + elements;
-  const std::vector<Item> in_order = items;
   std::ranges::stable_sort(items, std::greater{}, [](const Item& item) { return item.unit.length; });
   share_out<cpu::FlashWorkspace<T>>(items, [&](const Item& item, cpu::FlashWorkspace<T>& workspace) {
     const int64_t begin = item.unit.begin;
@@ -172,14 +172,11 @@ void backward_of(std::span<const Unit> units, const variable_list& streams, cons
         .d_value = d_values + item.part};
     cpu::flash_backward<T>(arrays, documents.shape(item.unit, heads.size), workspace);
   });
-  std::vector<size_t> firsts(units.size());
-  for (size_t i = 0; i < units.size(); ++i) firsts[i] = i * static_cast<size_t>(heads.group());
-  share_out<NoWorkspace>(firsts, [&](size_t first, NoWorkspace&) {
-    const Item& item = in_order[first];
-    const int64_t head = item.unit.head / heads.group();
-    const cpu::AttentionGroups size{heads.group(), item.unit.length, heads.size, heads.key * heads.size};
-    cpu::attention_sum_groups(d_keys + item.part, writable_rows_of<T>(to.d_key, item.unit.begin, head).data, size);
-    cpu::attention_sum_groups(d_values + item.part, writable_rows_of<T>(to.d_value, item.unit.begin, head).data, size);
+  share_out<NoWorkspace>(groups, [&](const Item& group, NoWorkspace&) {
+    const auto& [begin, length, head] = group.unit;
+    const cpu::AttentionGroups size{heads.group(), length, heads.size, heads.key * heads.size};
+    cpu::attention_sum_groups(d_keys + group.part, writable_rows_of<T>(to.d_key, begin, head).data, size);
+    cpu::attention_sum_groups(d_values + group.part, writable_rows_of<T>(to.d_value, begin, head).data, size);
   });
 }
 

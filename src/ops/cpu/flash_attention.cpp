@@ -13,8 +13,7 @@ namespace fettle::ops::cpu {
 namespace {
 
 constexpr int64_t kRowStep = 32;
-constexpr int64_t kBlock = kFlashKeys;
-static_assert(kFlashQueries == kFlashKeys);
+constexpr int64_t kBlock = kFlashBlock;
 
 int64_t round_up(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;

@@ -23,9 +23,8 @@ struct FlashShape {
   float scale;
 };
 
-/// Queries of a block, and keys of a block: buffers of a block stay in the second-level cache.
-constexpr int64_t kFlashQueries = 128;
-constexpr int64_t kFlashKeys = 128;
+/// Queries of a block, and keys of one: its buffers stay in the second-level cache.
+constexpr int64_t kFlashBlock = 128;
 
 /// Keys and values of one head of one document in the layouts that the products read. `keys` and `values` each take
 /// packed_elements(shape) elements.
@@ -53,7 +52,7 @@ struct FlashHead {
   HeadRows<T> output;
   float* log_sums;  ///< written: log2 Σ exp(scale · score) of each query
 };
-/// Writes what belongs to block `block` of kFlashQueries queries.
+/// Writes what belongs to block `block` of kFlashBlock queries.
 template <typename T>
 void flash_forward(const FlashHead<T>& head, const FlashShape& shape, int64_t block, FlashWorkspace<T>& workspace);
 

@@ -29,12 +29,15 @@ namespace fettle::ops::cpu {
 [[gnu::always_inline]] inline void store(float* to, float value) {
   *to = value;
 }
+/// A float's bits as bfloat16's, to nearest even; not for every NaN.
+[[gnu::always_inline]] inline uint32_t rounded(uint32_t bits) {
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
 /// Rounds to nearest even; NaN stays NaN.
 [[gnu::always_inline]] inline void store(c10::BFloat16* to, float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  to->x = static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded);
+  to->x = static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded(bits));
 }
 
 /// The same for a result of arithmetic: a NaN that a processor makes, or hands on from a bfloat16, survives without a
@@ -43,8 +46,7 @@ namespace fettle::ops::cpu {
   *to = value;
 }
 [[gnu::always_inline]] inline void store_computed(c10::BFloat16* to, float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  to->x = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  to->x = static_cast<uint16_t>(rounded(std::bit_cast<uint32_t>(value)));
 }
 
 /// Rows 2i and 2i+1 interleaved, as a right operand has them.
@@ -65,10 +67,15 @@ template <typename T>
   return load(rounded);
 }
 
+constexpr float kRoundToInteger = 12582912.0f;  // 1.5·2²³: adding it leaves the nearest integer in the low bits
+/// 2ⁿ from n + kRoundToInteger; 0.0 for n = -127.
+[[gnu::always_inline]] inline float integer_power(float shifted) {
+  return std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127u) << 23);
+}
+
 /// e^x to 2 ulp; 0 below -87 (never a denormal), e^87 above 87; NaN stays NaN. Cephes' polynomial on x - n·ln 2.
 [[gnu::always_inline]] inline float exponential(float x) {
   constexpr float kLimit = 87.0f;
-  constexpr float kRoundToInteger = 12582912.0f;  // 1.5·2²³: adding it leaves the nearest integer in the low bits
   const bool vanishes = x < -kLimit;
   x = x > kLimit ? kLimit : x;
   x = vanishes ? -kLimit : x;
@@ -82,13 +89,11 @@ template <typename T>
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const uint32_t power = (std::bit_cast<uint32_t>(shifted) + 127u) << 23;  // 2ⁿ
-  return vanishes ? 0.0f : p * std::bit_cast<float>(power);
+  return vanishes ? 0.0f : p * integer_power(shifted);
 }
 
 /// 2^x to 2 ulp, for x ≤ 127; exactly 0 from -127 down (never a denormal); NaN stays NaN. Its Taylor series on x - n.
 [[gnu::always_inline]] inline float power_of_two(float x) {
-  constexpr float kRoundToInteger = 12582912.0f;
   x = x < -127.0f ? -127.0f : x;
   const float shifted = x + kRoundToInteger;
   const float r = x - (shifted - kRoundToInteger);
@@ -99,8 +104,7 @@ template <typename T>
   p = p * r + 2.4022650696e-1f;
   p = p * r + 6.9314718056e-1f;
   p = p * r + 1.0f;
-  const uint32_t power = (std::bit_cast<uint32_t>(shifted) + 127u) << 23;  // 0.0 for n = -127
-  return p * std::bit_cast<float>(power);
+  return p * integer_power(shifted);
 }
 
 [[gnu::always_inline]] inline float sigmoid(float x) {
