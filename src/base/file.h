@@ -35,6 +35,10 @@ class MappedFile {
   size_t size_;
 };
 
+/// Bytes of a mapped file that are not needed any more leave this process's memory, but for those that share a page
+/// with others. Who touches them again reads them anew.
+void release_pages(std::span<const std::byte> mapped);
+
 /// The whole file as a string. Throws as MappedFile::open.
 std::string read_file(const std::filesystem::path& path);
 

@@ -29,7 +29,7 @@ constexpr std::string_view kSharing =
     "start several processes with torchrun --no-python, mpirun or an Indexed Job; zero_stage says what they share out";
 constexpr std::string_view kUploadLater = "upload output_dir with another tool";
 constexpr std::string_view kUseBf16 = "use bf16: true, or bf16: false for float32";
-constexpr std::string_view kFullPrecisionBase = "the base is kept in bfloat16 (bf16: true) or float32";
+constexpr std::string_view kFlatScales = "the scales of 4-bit weights are kept in float32";
 constexpr std::string_view kRemove = "remove it";
 
 }  // namespace
@@ -50,6 +50,7 @@ const std::vector<NameAlias>& name_aliases() {
       {"per_gpu_eval_batch_size", "per_device_eval_batch_size"},
       {"activation_checkpointing", "gradient_checkpointing"},
       {"torch_dtype", "bf16", dtype_means_bf16()},
+      {"bnb_4bit_compute_dtype", "bf16", dtype_means_bf16()},
       {"dtype", "bf16", dtype_means_bf16()},
       {"tokenizer_name_or_path", "tokenizer_name"},
       {"revision", "model_revision"},
@@ -121,8 +122,6 @@ const std::vector<UnavailableOption>& unavailable_options() {
   static const std::vector<UnavailableOption> all = {
       {"fp16", kUseBf16},
       {"fp16_full_eval", kUseBf16},
-      {"load_in_4bit", kFullPrecisionBase},
-      {"load_in_8bit", kFullPrecisionBase},
       {"token", "download the model with the hub's own tool and give its folder"},
       {"streaming", "give files that fit on the disk"},
       {"dataset_config_name", "give train_file, or a folder as dataset_name"},
@@ -155,6 +154,8 @@ const std::vector<UnavailableOption>& unavailable_options() {
       {"lora_bias", "biases stay frozen"},
       {"load_best_model_at_end",
        "set eval_strategy and save_strategy alike and pick the checkpoint from metrics.jsonl"},
+      {"use_bnb_nested_quant", kFlatScales},
+      {"bnb_4bit_use_double_quant", kFlatScales},
       {"neftune_noise_alpha", kRemove},
       {"label_smoothing_factor", kRemove},
   };

@@ -20,6 +20,9 @@ struct ModelConfig {
   std::string tokenizer_name;           ///< tokenizer from another folder (default: the model's)
   std::string cache_dir;                ///< hub cache (default: $HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub)
   std::string adapter_name_or_path;     ///< PEFT adapter to start from, evaluate or generate with
+  bool load_in_8bit = false;            ///< keep the base's matrices in 8 bits
+  bool load_in_4bit = false;            ///< the same in 4 bits (QLoRA)
+  std::string bnb_4bit_quant_type = "nf4";  ///< nf4 fp4 int4
 };
 
 /// PEFT's LoraConfig.

@@ -34,6 +34,19 @@ std::vector<Option> model_options() {
        .slot = slot<&ModelConfig::adapter_name_or_path>,
        .help = "PEFT adapter to continue training, to evaluate or to generate with.",
        .commands = kTrain | kEval | kGenerate},
+      {.name = "load_in_8bit",
+       .slot = slot<&ModelConfig::load_in_8bit>,
+       .help = "Keep the base's matrices in 8 bits, each block of 64 elements with a scale.",
+       .commands = kTrain | kEval | kGenerate},
+      {.name = "load_in_4bit",
+       .slot = slot<&ModelConfig::load_in_4bit>,
+       .help = "The same in 4 bits (QLoRA).",
+       .commands = kTrain | kEval | kGenerate},
+      {.name = "bnb_4bit_quant_type",
+       .slot = slot<&ModelConfig::bnb_4bit_quant_type>,
+       .help = "What 4 bits stand for: nf4 and fp4 as bitsandbytes has them, or evenly spaced int4.",
+       .commands = kTrain | kEval | kGenerate,
+       .choices = {"nf4", "fp4", "int4"}},
   };
 }
 

@@ -126,7 +126,20 @@ void check_data(Rules& rules, const DataConfig& data) {
   }
 }
 
+void check_quantization(Rules& rules, const ModelConfig& model) {
+  rules.exclusive("load_in_8bit", "load_in_4bit");
+  if (!model.load_in_4bit) rules.no_effect("bnb_4bit_quant_type", "load_in_4bit is false", "load_in_4bit");
+}
+
 void check_method(Rules& rules, const Config& config) {
+  const bool is_quantized = config.model.load_in_4bit || config.model.load_in_8bit;
+  const std::string_view few_bits = config.model.load_in_4bit ? "load_in_4bit" : "load_in_8bit";
+  rules.contradiction(is_quantized && !config.lora.use_peft,
+                      fmt::format("{} is true and use_peft is false: weights in few bits cannot be trained", few_bits),
+                      "train an adapter (use_peft: true)");
+  rules.contradiction(is_quantized && config.distributed.zero_stage == 3,
+                      fmt::format("{} is true and zero_stage is 3, which shares out the base's weights", few_bits),
+                      "use zero_stage 2: a quantized base is small");
   if (config.lora.use_peft) {
     rules.no_effect("max_shard_size", "an adapter is one file", "use_peft");
     if (!config.model.adapter_name_or_path.empty()) {
@@ -222,6 +235,7 @@ void validate(Parsed& parsed, Command command) {
                   "give a model's folder, a .gguf file, or a name in the hub cache");
   }
   check_data(rules, config.data);
+  check_quantization(rules, config.model);
   switch (command) {
     case Command::kTrain:
     case Command::kCheck:

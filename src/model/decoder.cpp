@@ -10,6 +10,8 @@
 #include <cmath>
 #include <utility>
 
+#include "base/file.h"
+#include "base/log.h"
 #include "model/checkpoint.h"
 #include "model/decoder_impl.h"
 #include "model/rope.h"
@@ -83,9 +85,16 @@ void check(const Batch& batch, const KvCache* cache) {
 // Builds layers from tensors whose names and shapes have been checked.
 class Builder {
  public:
-  /// `is_here` false: of layers that another rank holds, whose bytes are not read.
-  Builder(std::shared_ptr<const hub::TensorSource> source, at::ScalarType type, bool is_here = true)
-      : source_(std::move(source)), type_(type), is_here_(is_here) {}
+  Builder(std::shared_ptr<const hub::TensorSource> source, at::ScalarType type,
+          std::optional<ops::WeightFormat> quantization)
+      : source_(std::move(source)), type_(type), quantization_(quantization) {}
+
+  /// Of layers that another rank holds, whose bytes are not read.
+  [[nodiscard]] Builder elsewhere() const {
+    Builder other = *this;
+    other.is_here_ = false;
+    return other;
+  }
 
   [[nodiscard]] Parameter parameter(const std::string& name) const {
     const hub::TensorView& view = *source_->find(name);
@@ -93,7 +102,7 @@ class Builder {
     return {name, read_tensor(source_, view, type_)};
   }
   [[nodiscard]] Linear linear(const std::string& name, bool bias) const {
-    return {name, parameter(name + ".weight"), bias ? std::optional(parameter(name + ".bias")) : std::nullopt,
+    return {name, matrix(name + ".weight"), bias ? std::optional(parameter(name + ".bias")) : std::nullopt,
             std::nullopt};
   }
   [[nodiscard]] Layer layer(const DecoderSpec& spec, int64_t index) const {
@@ -115,10 +124,33 @@ class Builder {
   }
 
  private:
+  [[nodiscard]] Parameter matrix(const std::string& name) const {
+    Parameter result = parameter(name);
+    if (quantization_) {
+      result.quantize(*quantization_);
+      release_pages(source_->find(name)->bytes);
+    }
+    return result;
+  }
+
   std::shared_ptr<const hub::TensorSource> source_;
   at::ScalarType type_;
-  bool is_here_;
+  std::optional<ops::WeightFormat> quantization_;
+  bool is_here_ = true;
 };
+
+void log_quantization(DecoderImpl& model, ops::WeightFormat format) {
+  int64_t bytes = 0;
+  int64_t weights = 0;
+  const std::vector<Linear*> layers = model.linears();
+  for (const Linear* layer : layers) {
+    bytes += std::get<ops::QuantizedWeight>(layer->weight.weight()).bytes();
+    weights += layer->weight.stored().numel();
+  }
+  const auto before = static_cast<double>(weights) * static_cast<double>(c10::elementSize(model.dtype));
+  log::info("{} matrices are kept in {}: {:.2f} GB in place of {:.2f} GB", layers.size(), ops::name(format),
+            static_cast<double>(bytes) / 1e9, before / 1e9);
+}
 
 }  // namespace
 
@@ -128,18 +160,20 @@ Decoder& Decoder::operator=(Decoder&&) noexcept = default;
 Decoder::~Decoder() = default;
 
 Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, at::ScalarType storage,
-                      const std::optional<LayerSharing>& sharing) {
+                      const LoadOptions& options) {
+  const std::optional<LayerSharing>& sharing = options.sharing;
+  TORCH_CHECK(!sharing || !options.quantization, "Decoder: shared layers are not quantized");
   TORCH_CHECK(storage == at::kFloat || storage == at::kBFloat16, "Decoder: float32 or bfloat16");
   check_names(source, expected_tensors(spec), spec.tied_embeddings, "the model");
   auto impl = std::make_unique<DecoderImpl>();
   impl->spec = spec;
   impl->dtype = storage;
   impl->source = std::make_shared<const hub::TensorSource>(source);
-  const Builder builder(impl->source, storage);
+  const Builder builder(impl->source, storage, options.quantization);
   impl->embedding = std::make_shared<Parameter>(builder.parameter("model.embed_tokens.weight"));
   for (int64_t i = 0; i < spec.layers; ++i) {
     const bool is_here = !sharing || sharing->holds(i);
-    impl->layers.push_back(Builder(impl->source, storage, is_here).layer(spec, i));
+    impl->layers.push_back((is_here ? builder : builder.elsewhere()).layer(spec, i));
   }
   if (sharing) {
     std::vector<std::vector<Parameter*>> layers;
@@ -147,6 +181,7 @@ Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, 
     impl->gathered = std::make_unique<GatheredLayers>(*sharing, std::move(layers));
     impl->checkpoints_gradients = true;
   }
+  if (options.quantization) log_quantization(*impl, *options.quantization);
   impl->norm = builder.parameter("model.norm.weight");
   impl->head =
       spec.tied_embeddings ? impl->embedding : std::make_shared<Parameter>(builder.parameter("lm_head.weight"));

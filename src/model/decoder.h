@@ -18,6 +18,7 @@
 #include "model/kv_cache.h"
 #include "model/layer_sharing.h"
 #include "model/spec.h"
+#include "ops/quantized_weight.h"
 
 namespace fettle::model {
 
@@ -34,17 +35,23 @@ struct NamedTensor {
   at::Tensor tensor;
 };
 
+struct LoadOptions {
+  /// The weights of a layer are read by its holder alone, and exchanged whenever the layer computes: then all ranks
+  /// compute equally often, and the layers' activations are recomputed in the backward.
+  std::optional<LayerSharing> sharing = {};
+  /// What the layers' matrices are kept in; embedding, head, norms and biases stay as they are. Not with `sharing`.
+  std::optional<ops::WeightFormat> quantization = {};
+};
+
 struct DecoderImpl;
 
 class Decoder {
  public:
   /// Weights of `source` in `storage` (kBFloat16 or kFloat), which is also the type the model computes in. Bytes that
   /// already have that type stay mapped and are not copied; the others are converted once. Nothing is trainable yet.
-  /// With `sharing` the weights of a layer are read by its holder alone, and exchanged whenever the layer computes:
-  /// then all ranks compute equally often, and the layers' activations are recomputed in the backward. Throws
-  /// Error{kData} naming missing, extra and mis-shaped tensors.
+  /// Throws Error{kData} naming missing, extra and mis-shaped tensors.
   static Decoder load(const DecoderSpec& spec, const hub::TensorSource& source, at::ScalarType storage,
-                      const std::optional<LayerSharing>& sharing = {});
+                      const LoadOptions& options = {});
   Decoder(Decoder&&) noexcept;
   Decoder& operator=(Decoder&&) noexcept;
   ~Decoder();
@@ -70,7 +77,7 @@ class Decoder {
   /// What adapter_config.json says; target_modules resolved to names as PEFT does. The base's name is left empty.
   [[nodiscard]] hub::AdapterConfig adapter_config() const;
   /// The base's weights by Hugging Face name: masters where there are such, else the stored tensors. A tied lm_head is
-  /// absent.
+  /// absent. Not of a quantized model.
   [[nodiscard]] std::vector<NamedTensor> weights() const;
 
   /// The stream after the final norm: [T, C]. With a cache the batch is the continuation of the cached document: one

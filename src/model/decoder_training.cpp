@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "model/decoder_impl.h"
 #include "model/lora_targets.h"
@@ -180,7 +181,9 @@ void Decoder::make_trainable_full() {
     if (parameter->is_elsewhere()) {
       parameter->train_elsewhere();
     } else {
-      parameter->train(read_tensor(impl_->source, *impl_->source->find(parameter->name()), at::kFloat));
+      const hub::TensorView& view = *impl_->source->find(parameter->name());
+      parameter->train(read_tensor(impl_->source, view, at::kFloat));
+      release_pages(view.bytes);
     }
   }
 }
@@ -215,6 +218,7 @@ std::vector<NamedTensor> Decoder::weights() const {
   for (const Parameter* parameter : impl_->parameters()) {
     const bool is_lora = parameter->name().ends_with(".lora_A.weight") || parameter->name().ends_with(".lora_B.weight");
     if (!is_lora) {
+      TORCH_CHECK(!parameter->is_quantized(), "Decoder: the weights are quantized");
       all.push_back({parameter->name(), parameter->is_trained() ? parameter->master() : parameter->stored()});
     }
   }

@@ -7,7 +7,7 @@ std::vector<at::Tensor> project(const at::Tensor& x, std::initializer_list<const
                                 const ops::LoraOptions& options) {
   std::vector<ops::LoraProjection> projections;
   for (const Linear* layer : layers) {
-    projections.push_back({.weight = layer->weight.value(),
+    projections.push_back({.weight = layer->weight.weight(),
                            .bias = layer->bias.has_value() ? layer->bias->value() : at::Tensor(),
                            .a = layer->lora.has_value() ? layer->lora->a.value() : at::Tensor(),
                            .b = layer->lora.has_value() ? layer->lora->b.value() : at::Tensor()});

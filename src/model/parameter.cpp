@@ -47,13 +47,17 @@ class Rows : public torch::autograd::Function<Rows> {
   }
 };
 
+// Stands for a value that is not here, and takes no memory. One that is used all the same shows at once.
+at::Tensor absent(at::IntArrayRef shape, at::ScalarType type) {
+  return at::full({}, std::numeric_limits<double>::quiet_NaN(), type).expand(shape);
+}
+
 }  // namespace
 
 Parameter::Parameter(std::string name, at::Tensor value) : name_(std::move(name)), value_(std::move(value)) {}
 
 Parameter Parameter::elsewhere(std::string name, at::IntArrayRef shape, at::ScalarType type) {
-  // A value that is used before it has arrived shows at once.
-  Parameter parameter(std::move(name), at::full({}, std::numeric_limits<double>::quiet_NaN(), type).expand(shape));
+  Parameter parameter(std::move(name), absent(shape, type));
   parameter.is_elsewhere_ = true;
   return parameter;
 }
@@ -63,7 +67,7 @@ void Parameter::arrive(at::Tensor value) {
 }
 
 void Parameter::leave() {
-  value_ = at::full({}, std::numeric_limits<double>::quiet_NaN(), value_.scalar_type()).expand(value_.sizes());
+  value_ = absent(value_.sizes(), value_.scalar_type());
 }
 
 at::Tensor Parameter::value() const {
@@ -74,6 +78,16 @@ at::Tensor Parameter::value() const {
   return is_master ? master_ : CastOnce::apply(master_, Copy{value_});
 }
 
+ops::Weight Parameter::weight() const {
+  return is_quantized() ? ops::Weight(*quantized_) : value();
+}
+
+void Parameter::quantize(ops::WeightFormat format) {
+  TORCH_CHECK(!is_trained() && !is_elsewhere_, name_, ": only a frozen weight that is here can be quantized");
+  quantized_ = ops::quantize(value_, format);
+  value_ = absent(value_.sizes(), value_.scalar_type());
+}
+
 at::Tensor Parameter::rows(const at::Tensor& indices) const {
   return is_trained() ? Rows::apply(master_, indices, Copy{value_}) : at::embedding(value_, indices);
 }
@@ -81,6 +95,7 @@ at::Tensor Parameter::rows(const at::Tensor& indices) const {
 void Parameter::train(const at::Tensor& start) {
   TORCH_CHECK(start.sizes() == value_.sizes(), name_, ": master ", start.sizes(), " of a weight ", value_.sizes());
   const at::ScalarType type = value_.scalar_type();
+  quantized_.reset();
   master_ = start.detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous().requires_grad_(true);
   value_ = type == at::kFloat ? master_.detach() : master_.detach().to(type);  // float32: the same memory
 }

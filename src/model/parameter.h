@@ -4,7 +4,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
+
+#include "ops/quantized_weight.h"
 
 namespace fettle::model {
 
@@ -20,9 +23,15 @@ class Parameter {
   [[nodiscard]] const at::Tensor& stored() const { return value_; }
   /// What products use. If it is trained, its gradient arrives at the master as float32.
   [[nodiscard]] at::Tensor value() const;
+  /// The same of a matrix that may be quantized, which has no value().
+  [[nodiscard]] ops::Weight weight() const;
   /// Rows of a matrix [V, C]: value()[indices] for int64 indices [T], bit for bit. The gradient of a row is summed over
   /// its occurrences in float32: in bfloat16 the sum of a frequent token stops growing after a few hundred of them.
   [[nodiscard]] at::Tensor rows(const at::Tensor& indices) const;
+
+  /// Keeps a frozen matrix in few bits from here on. The value is given up.
+  void quantize(ops::WeightFormat format);
+  [[nodiscard]] bool is_quantized() const { return quantized_.has_value(); }
 
   [[nodiscard]] bool is_trained() const { return master_.defined(); }
   /// float32 leaf that requires gradients; undefined if the parameter is frozen.
@@ -43,6 +52,7 @@ class Parameter {
   std::string name_;
   at::Tensor value_;
   at::Tensor master_;
+  std::optional<ops::QuantizedWeight> quantized_;
   bool is_elsewhere_ = false;
 };
 

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/file.h"
 
 namespace fettle::model {
 namespace {
@@ -67,7 +68,9 @@ std::string first_few(const std::vector<std::string>& names) {
 at::Tensor read_tensor(const std::shared_ptr<const hub::TensorSource>& source, const hub::TensorView& view,
                        at::ScalarType type) {
   if (!is_stored_as(view, type)) {
-    return convert(view, type);
+    at::Tensor converted = convert(view, type);
+    release_pages(view.bytes);
+    return converted;
   }
   auto* data = const_cast<std::byte*>(view.bytes.data());  // from_blob has no const form
   return at::from_blob(

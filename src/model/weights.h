@@ -16,7 +16,8 @@
 namespace fettle::model {
 
 /// The tensor in `type` (kFloat or kBFloat16). Where the file has it so, the result is the mapped memory itself: it may
-/// not be written, and keeps `source` alive. Otherwise it is converted, by all threads.
+/// not be written, and keeps `source` alive. Otherwise it is converted, by all threads, and the file's bytes leave
+/// memory.
 at::Tensor read_tensor(const std::shared_ptr<const hub::TensorSource>& source, const hub::TensorView& view,
                        at::ScalarType type);
 

@@ -24,30 +24,52 @@ using torch::autograd::variable_list;
 // What the backward needs, in the order in which it is saved. P projections, L of them with LoRA.
 struct Saved {
   at::Tensor x;                      // [T, C]
-  std::vector<at::Tensor> weights;   // P
+  std::vector<Weight> weights;       // P, a quantized one as codes and scales
   std::vector<at::Tensor> matrices;  // a0 b0 a1 b1 …: 2L
   std::vector<at::Tensor> low;       // [T, r] dropout(x)·aᵀ: L
   std::vector<at::Tensor> masks;     // [T, C] bool: L, none without dropout
 
   [[nodiscard]] variable_list flatten() const {
     variable_list all{x};
-    for (const auto* part : {&weights, &matrices, &low, &masks}) {
+    for (const Weight& weight : weights) {
+      const auto* quantized = std::get_if<QuantizedWeight>(&weight);
+      all.push_back(quantized != nullptr ? quantized->codes : std::get<at::Tensor>(weight));
+      if (quantized != nullptr) all.push_back(quantized->scales);
+    }
+    for (const auto* part : {&matrices, &low, &masks}) {
       all.insert(all.end(), part->begin(), part->end());
     }
     return all;
   }
-  static Saved restore(const variable_list& all, size_t projections, size_t lora) {
-    auto take = [position = all.begin() + 1](size_t count) mutable {
-      const auto first = position;
-      position += static_cast<std::ptrdiff_t>(count);
-      return std::vector<at::Tensor>(first, position);
+  /// `formats` and `rows` of each projection's weight: see below.
+  static Saved restore(const variable_list& all, const std::vector<int64_t>& formats, const std::vector<int64_t>& rows,
+                       size_t lora) {
+    auto next = all.begin();
+    const auto take = [&next](size_t count) {
+      const auto first = next;
+      next += static_cast<std::ptrdiff_t>(count);
+      return std::vector<at::Tensor>(first, next);
     };
-    // Initialisers run in the order of the members.
-    return {.x = all[0],
-            .weights = take(projections),
-            .matrices = take(2 * lora),
-            .low = take(lora),
-            .masks = take(all.size() - 1 - projections - 3 * lora)};
+    Saved saved{.x = *next++, .weights = {}, .matrices = {}, .low = {}, .masks = {}};
+    for (size_t i = 0; i < formats.size(); ++i) {
+      const at::Tensor codes = *next++;
+      if (formats[i] == kDense) {
+        saved.weights.emplace_back(codes);
+      } else {
+        saved.weights.emplace_back(
+            QuantizedWeight{static_cast<WeightFormat>(formats[i]), rows[i], saved.x.size(1), codes, *next++});
+      }
+    }
+    saved.matrices = take(2 * lora);
+    saved.low = take(lora);
+    saved.masks = take(static_cast<size_t>(all.end() - next));
+    return saved;
+  }
+
+  static constexpr int64_t kDense = -1;
+  static int64_t format(const Weight& weight) {
+    const auto* quantized = std::get_if<QuantizedWeight>(&weight);
+    return quantized != nullptr ? static_cast<int64_t>(quantized->format) : kDense;
   }
 };
 
@@ -68,21 +90,27 @@ class LoraLinear : public torch::autograd::Function<LoraLinear> {
     Saved saved{.x = x, .weights = {}, .matrices = matrices.vec(), .low = {}, .masks = {}};
     project_down(saved, options.dropout);
     std::vector<int64_t> lora_of;  // of every projection: its pair of matrices, or -1
+    std::vector<int64_t> formats;
+    std::vector<int64_t> weight_rows;
     variable_list outputs;
     int64_t pair = 0;
     for (const LoraProjection& projection : projections) {
-      at::Tensor y = at::linear(x, projection.weight, projection.bias);
+      at::Tensor y = at::linear(x, dense(projection.weight, x.scalar_type()), projection.bias);
       if (projection.a.defined()) {
         y.addmm_(saved.low[pair], projection.b.t(), /*beta=*/1, /*alpha=*/options.scaling);
       }
       lora_of.push_back(projection.a.defined() ? pair++ : -1);
       saved.weights.push_back(projection.weight);
+      formats.push_back(Saved::format(projection.weight));
+      weight_rows.push_back(rows(projection.weight));
       outputs.push_back(y);
     }
     context->save_for_backward(saved.flatten());
     context->saved_data["scaling"] = options.scaling;
     context->saved_data["dropout"] = options.dropout;
     context->saved_data["lora_of"] = lora_of;
+    context->saved_data["formats"] = formats;
+    context->saved_data["rows"] = weight_rows;
     return outputs;
   }
 
@@ -90,7 +118,8 @@ class LoraLinear : public torch::autograd::Function<LoraLinear> {
     const std::vector<int64_t> lora_of = context->saved_data["lora_of"].toIntVector();
     const double scaling = context->saved_data["scaling"].toDouble();
     const auto lora = static_cast<size_t>(std::ranges::count_if(lora_of, [](int64_t pair) { return pair >= 0; }));
-    const Saved saved = Saved::restore(context->get_saved_variables(), lora_of.size(), lora);
+    const Saved saved = Saved::restore(context->get_saved_variables(), context->saved_data["formats"].toIntVector(),
+                                       context->saved_data["rows"].toIntVector(), lora);
 
     const bool x_needs_gradient = context->needs_input_grad(0);
     variable_list results(1 + saved.matrices.size() + 2);
@@ -99,9 +128,9 @@ class LoraLinear : public torch::autograd::Function<LoraLinear> {
     for (size_t i = 0; i < lora_of.size(); ++i) {
       const at::Tensor& dy = gradients[i];
       if (x_needs_gradient && dx.defined()) {
-        dx.addmm_(dy, saved.weights[i]);
+        dx.addmm_(dy, dense(saved.weights[i], dy.scalar_type()));
       } else if (x_needs_gradient) {
-        dx = at::mm(dy, saved.weights[i]);
+        dx = at::mm(dy, dense(saved.weights[i], dy.scalar_type()));
       }
       if (lora_of[i] >= 0) {
         const auto pair = static_cast<size_t>(lora_of[i]);
@@ -167,15 +196,17 @@ class LoraLinear : public torch::autograd::Function<LoraLinear> {
 };
 
 void check(const at::Tensor& x, const LoraProjection& projection) {
-  TORCH_CHECK(projection.weight.dim() == 2 && projection.weight.size(1) == x.size(1) &&
-                  projection.weight.scalar_type() == x.scalar_type(),
-              "lora_linear: x ", x.sizes(), " and weight ", projection.weight.sizes(), " of one type");
+  const auto* plain = std::get_if<at::Tensor>(&projection.weight);
+  TORCH_CHECK(plain == nullptr || (plain->dim() == 2 && plain->scalar_type() == x.scalar_type()),
+              "lora_linear: x and weight of one type");
+  TORCH_CHECK(columns(projection.weight) == x.size(1), "lora_linear: x ", x.sizes(), " and weight [",
+              rows(projection.weight), ", ", columns(projection.weight), "]");
   TORCH_CHECK(projection.a.defined() == projection.b.defined(), "lora_linear: a without b or b without a");
   if (projection.a.defined()) {
     TORCH_CHECK(projection.a.dim() == 2 && projection.b.dim() == 2 && projection.a.size(1) == x.size(1) &&
-                    projection.b.size(0) == projection.weight.size(0) && projection.a.size(0) == projection.b.size(1),
-                "lora_linear: a ", projection.a.sizes(), " and b ", projection.b.sizes(), " beside weight ",
-                projection.weight.sizes());
+                    projection.b.size(0) == rows(projection.weight) && projection.a.size(0) == projection.b.size(1),
+                "lora_linear: a ", projection.a.sizes(), " and b ", projection.b.sizes(), " beside a weight of ",
+                rows(projection.weight), " rows");
   }
 }
 
@@ -188,8 +219,9 @@ std::vector<at::Tensor> lora_linear(const at::Tensor& x, const std::vector<LoraP
   std::vector<at::Tensor> matrices;
   for (const LoraProjection& projection : projections) {
     check(x, projection);
-    const bool constant =
-        !projection.weight.requires_grad() && !(projection.bias.defined() && projection.bias.requires_grad());
+    const auto* plain = std::get_if<at::Tensor>(&projection.weight);
+    const bool constant = !(plain != nullptr && plain->requires_grad()) &&
+                          !(projection.bias.defined() && projection.bias.requires_grad());
     if (!uses_fused_ops() || (at::GradMode::is_enabled() && !constant)) {
       return composite::lora_linear(x, projections, options);
     }
@@ -205,7 +237,7 @@ std::vector<at::Tensor> composite::lora_linear(const at::Tensor& x, const std::v
                                                const LoraOptions& options) {
   std::vector<at::Tensor> outputs;
   for (const LoraProjection& projection : projections) {
-    at::Tensor y = at::linear(x, projection.weight, projection.bias);
+    at::Tensor y = at::linear(x, dense(projection.weight, x.scalar_type()), projection.bias);
     if (projection.a.defined()) {
       const at::Tensor dropped = at::dropout(x, options.dropout, /*train=*/options.dropout > 0);
       y = y + at::linear(at::linear(dropped, projection.a), projection.b) * options.scaling;

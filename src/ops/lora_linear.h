@@ -6,14 +6,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/quantized_weight.h"
+
 namespace fettle::ops {
 
-/// One frozen linear layer and the low-rank matrices beside it, all of the input's type.
+/// One frozen linear layer and the low-rank matrices beside it, all of the input's type or quantized.
 struct LoraProjection {
-  at::Tensor weight;  ///< [O, C]
-  at::Tensor bias;    ///< [O], or undefined
-  at::Tensor a;       ///< [r, C], or undefined: no LoRA here
-  at::Tensor b;       ///< [O, r]
+  Weight weight;    ///< [O, C]
+  at::Tensor bias;  ///< [O], or undefined
+  at::Tensor a;     ///< [r, C], or undefined: no LoRA here
+  at::Tensor b;     ///< [O, r]
 };
 
 struct LoraOptions {
@@ -23,7 +25,7 @@ struct LoraOptions {
 
 /// y = x·Wᵀ + bias + scaling · (dropout(x)·Aᵀ)·Bᵀ for every projection of the same input x: [T, C] → [T, O] each
 /// (PEFT's lora.Linear). Gradients flow to x, a and b; weight and bias are constants. x is saved once for all
-/// projections.
+/// projections. A quantized weight is expanded for each product, so one of them at a time is there in full.
 std::vector<at::Tensor> lora_linear(const at::Tensor& x, const std::vector<LoraProjection>& projections,
                                     const LoraOptions& options);
 

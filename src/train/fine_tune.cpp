@@ -293,7 +293,8 @@ model::Decoder FineTuning::verified(model::Decoder model) const {
   const at::ScalarType type = compute_type(config_.training);
   const double expected = probe(model).loss;
   { const model::Decoder released = std::move(model); }
-  model::Decoder loaded = load_result(output_dir_, inputs_.base, config_.lora.use_peft, type);
+  model::Decoder loaded =
+      load_result(output_dir_, inputs_.base, config_.lora.use_peft, type, weight_format(config_.model));
   const double actual = probe(loaded).loss;
   const at::ScalarType stored = config_.lora.use_peft ? at::kFloat : stored_type(inputs_.base.open_weights());
   const double tolerance = stored == at::kFloat || stored == type ? 1e-5 : 1e-2;  // rounded once more: half precision

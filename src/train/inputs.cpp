@@ -42,9 +42,17 @@ at::ScalarType compute_type(const config::TrainingConfig& training) {
   return training.bf16 ? at::kBFloat16 : at::kFloat;
 }
 
+std::optional<ops::WeightFormat> weight_format(const config::ModelConfig& model) {
+  if (model.load_in_8bit) return ops::WeightFormat::kInt8;
+  if (!model.load_in_4bit) return std::nullopt;
+  if (model.bnb_4bit_quant_type == "int4") return ops::WeightFormat::kInt4;
+  return model.bnb_4bit_quant_type == "fp4" ? ops::WeightFormat::kFp4 : ops::WeightFormat::kNf4;
+}
+
 model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type,
                           std::optional<double> lora_dropout, const std::optional<model::LayerSharing>& sharing) {
-  model::Decoder decoder = model::Decoder::load(inputs.spec, inputs.base.open_weights(), type, sharing);
+  model::Decoder decoder = model::Decoder::load(inputs.spec, inputs.base.open_weights(), type,
+                                                {.sharing = sharing, .quantization = weight_format(model)});
   if (model.adapter_name_or_path.empty()) return decoder;
   const auto folder = hub::resolve_folder(model.adapter_name_or_path, model, "adapter_name_or_path");
   hub::AdapterConfig adapter = hub::read_adapter_config(folder);

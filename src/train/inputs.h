@@ -32,6 +32,9 @@ void require_vocabulary(const ModelInputs& inputs, const data::TokenDataset& dat
 /// bfloat16 or float32.
 at::ScalarType compute_type(const config::TrainingConfig& training);
 
+/// What load_in_8bit, load_in_4bit and bnb_4bit_quant_type ask for; none: the base is not quantized.
+std::optional<ops::WeightFormat> weight_format(const config::ModelConfig& model);
+
 /// The base's weights, with those of adapter_name_or_path if it is set. `lora_dropout`: in place of the adapter's own.
 /// `sharing`: see model::Decoder::load.
 model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type,

@@ -6,6 +6,7 @@
 
 #include "ops/attention.h"
 #include "ops/linear_cross_entropy.h"
+#include "ops/quantized_weight.h"
 
 namespace fettle::train {
 namespace {
@@ -46,6 +47,46 @@ double attention_bytes(const model::DecoderSpec& spec, const PlannedRun& run, do
          std::min(parts, std::max(ops::kAttentionPartBytes, busy * head * 2 * kFloatBytes));
 }
 
+/// Weights of the layers' matrices, which are what load_in_8bit and load_in_4bit change, and of the largest of them.
+struct Matrices {
+  double all = 0;
+  double largest = 0;
+};
+Matrices matrices(const model::DecoderSpec& spec) {
+  Matrices count;
+  for (const model::TensorShape& tensor : model::expected_tensors(spec)) {
+    if (!tensor.name.ends_with("_proj.weight")) continue;
+    const auto weights = static_cast<double>(tensor.shape[0] * tensor.shape[1]);
+    count.all += weights;
+    count.largest = std::max(count.largest, weights);
+  }
+  return count;
+}
+
+/// What the base takes: pages of its file where they are what the model computes with, else memory of its own.
+void add_base(MemoryPlan& plan, const model::DecoderSpec& spec, const config::Config& config, const PlannedRun& run) {
+  const double element = config.training.bf16 ? 2 : kFloatBytes;
+  const bool is_shared = run.processes > 1 && config.distributed.zero_stage == 3;
+  const double share = is_shared ? 1 / static_cast<double>(run.processes) : 1;
+  const auto weights = static_cast<double>(model::parameter_count(spec));
+  const bool is_quantized = config.model.load_in_4bit || config.model.load_in_8bit;
+  const Matrices quantized = is_quantized ? matrices(spec) : Matrices{};
+  const double whole = weights - quantized.all;
+  if (!config.lora.use_peft) {
+    // In float32 the trained weights are what the model computes with.
+    if (element < kFloatBytes) plan.parts.push_back({"weights to compute with", weights * element * share});
+  } else if (run.is_mapped) {
+    plan.parts.push_back({"the base's file, mapped", run.stored_bytes * whole / weights * share, !is_shared});
+  } else {
+    plan.parts.push_back({"weights to compute with", whole * element * share});
+  }
+  if (!is_quantized) return;
+  const double scale = kFloatBytes / static_cast<double>(ops::kQuantizationBlock);
+  const double code = config.model.load_in_4bit ? 0.5 : 1.0;
+  plan.parts.push_back({"quantized weights", quantized.all * (code + scale)});
+  plan.parts.push_back({"one of them expanded", quantized.largest * element});
+}
+
 }  // namespace
 
 double MemoryPlan::peak_bytes(int64_t processes) const {
@@ -57,7 +98,6 @@ double MemoryPlan::peak_bytes(int64_t processes) const {
 MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& config, const PlannedRun& run) {
   const config::TrainingConfig& training = config.training;
   const double element = training.bf16 ? 2 : kFloatBytes;
-  const auto weights = static_cast<double>(model::parameter_count(spec));
   const auto trained = static_cast<double>(run.trained_weights);
   const bool is_full = !config.lora.use_peft;
   const int64_t stage = run.processes > 1 ? config.distributed.zero_stage : 0;
@@ -73,10 +113,7 @@ MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& con
 
   MemoryPlan plan;
   plan.parts.push_back({"the program", kProgramBytes});
-  plan.parts.push_back({"the base's file, mapped", shared(3, run.stored_bytes), stage < 3});
-  // In float32 the trained weights are what the model computes with.
-  if (is_full ? element < kFloatBytes : !run.is_mapped)
-    plan.parts.push_back({"weights to compute with", shared(3, weights * element)});
+  add_base(plan, spec, config, run);
   plan.parts.push_back({"trained weights in float32", shared(3, trained * kFloatBytes)});
   if (!is_full && element < kFloatBytes) plan.parts.push_back({"the adapter to compute with", trained * element});
   plan.parts.push_back({"gradients", shared(2, trained * kFloatBytes)});

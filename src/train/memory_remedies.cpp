@@ -23,6 +23,9 @@ std::string memory_remedies(const config::Config& config) {
   if (!config.lora.use_peft && training.async_save) remedies.emplace_back("async_save=false");
   if (!training.gradient_checkpointing) remedies.emplace_back("gradient_checkpointing=true (slower)");
   if (!training.bf16) remedies.emplace_back("bf16=true");
+  if (config.lora.use_peft && config.distributed.zero_stage < 3 && !config.model.load_in_4bit) {
+    remedies.emplace_back("load_in_4bit=true (less exact)");
+  }
   if (!config.lora.use_peft) remedies.emplace_back("use_peft=true (LoRA)");
   remedies.push_back(
       fmt::format("max_seq_length={} (longer records are cut off)", (config.data.max_seq_length + 1) / 2));

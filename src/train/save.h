@@ -42,9 +42,9 @@ bool has_result(const std::filesystem::path& folder, bool is_adapter);
 /// The type that a model's weights have on disk: that of its largest tensor; bfloat16 if that is quantised.
 at::ScalarType stored_type(const hub::TensorSource& source);
 
-/// The weights of a saved result, loaded as any other program would: `base` and its adapter, or a full model in
-/// `folder`.
+/// The weights of a saved result, loaded as any other program would: `base`, quantized or not, and its adapter, or a
+/// full model in `folder`.
 model::Decoder load_result(const std::filesystem::path& folder, const hub::ModelFolder& base, bool is_adapter,
-                           at::ScalarType compute_type);
+                           at::ScalarType compute_type, std::optional<ops::WeightFormat> quantization = {});
 
 }  // namespace fettle::train

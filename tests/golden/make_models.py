@@ -61,6 +61,8 @@ FAMILIES = {
     "llama3": ("llama", {**LLAMA3, "tie_word_embeddings": True}, "llama3-style-4k"),
     "llama3_untied": ("llama", {**LLAMA3, "hidden_size": 24, "head_dim": 8, "num_hidden_layers": 2}, "llama3-style-4k"),
     "llama_bias": ("llama", {"attention_bias": True, "mlp_bias": True}, "stories260K"),
+    # Rows of whole quantization blocks: bitsandbytes expands others wrongly on a CPU.
+    "llama_blocks": ("llama", {"hidden_size": 64, "intermediate_size": 128}, "stories260K"),
     "llama_linear": (
         "llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},

@@ -21,6 +21,7 @@ CASES = {
     "LoRA": {"per_device_train_batch_size": 4},
     "LoRA, one row": {"per_device_train_batch_size": 1},
     "LoRA, activation checkpointing": {"per_device_train_batch_size": 4, "gradient_checkpointing": True},
+    "LoRA on 4 bits": {"per_device_train_batch_size": 1, "load_in_4bit": True},
     "LoRA in float32": {"per_device_train_batch_size": 2, "bf16": False},
     "all weights": {"per_device_train_batch_size": 4, "use_peft": False},
 }

@@ -65,9 +65,10 @@ def arguments(settings, output_dir):
 
 
 def train_theirs(model, records, settings, output_dir):
-    """An adapter is trained by TRL, a whole model by transformers. Returns the log's lines, one a step."""
+    """An adapter is trained by TRL; a whole model, or an adapter on a quantized one, which TRL would round to bfloat16,
+    by transformers. Returns the log's lines, one a step."""
     data = datasets.Dataset.from_list(records)
-    if isinstance(model, peft.PeftModel):
+    if isinstance(model, peft.PeftModel) and not getattr(model, "is_loaded_in_4bit", False):
         folder = model.get_base_model().config.name_or_path
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token

@@ -74,7 +74,7 @@ const dist::RankFunction holding(
         sharing = layer_sharing(group, llama(), owners);
       }
       model::Decoder model =
-          model::Decoder::load(llama(), hub::TensorSource::open_safetensors(file), at::kFloat, sharing);
+          model::Decoder::load(llama(), hub::TensorSource::open_safetensors(file), at::kFloat, {.sharing = sharing});
       model.make_trainable_full();
       model.set_gradient_checkpointing(true);
       const auto parameters = model.trainable();

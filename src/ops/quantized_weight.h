@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+/// A frozen weight in 8 or 4 bits an element, for QLoRA (Dettmers et al. 2023, arXiv 2305.14314).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+#include <variant>
+
+namespace fettle::ops {
+
+/// Elements that share a scale, in row-major order.
+inline constexpr int64_t kQuantizationBlock = 64;
+
+/// What a code stands for. nf4 and fp4 are bitsandbytes' own, bit for bit.
+enum class WeightFormat : int64_t {
+  kInt8,  ///< code · scale, codes -127 … 127
+  kInt4,  ///< (code - 8)/8 · scale; the scale has the sign that gives the largest element a code of its own
+  kNf4,   ///< quantiles of a normal distribution
+  kFp4,   ///< sign, two bits of exponent, one of mantissa
+};
+
+/// int8, int4, nf4, fp4.
+std::string_view name(WeightFormat format);
+
+/// The 16 values of a 4-bit format, between -1 and 1, by code.
+const std::array<float, 16>& codebook(WeightFormat format);
+
+struct QuantizedWeight {
+  WeightFormat format;
+  int64_t rows;      ///< O
+  int64_t columns;   ///< C
+  at::Tensor codes;  ///< int8 [O·C]; or uint8 [⌈O·C/2⌉], an element with an even index in the upper half of a byte
+  at::Tensor scales;  ///< float32 [⌈O·C/64⌉]
+
+  [[nodiscard]] int64_t bytes() const { return static_cast<int64_t>(codes.nbytes() + scales.nbytes()); }
+};
+
+/// Each element of the matrix [O, C] (float32 or bfloat16, on the CPU) as the nearest value of its block. A block with
+/// an element that is not finite becomes NaN.
+QuantizedWeight quantize(const at::Tensor& weight, WeightFormat format);
+
+/// [O, C] in `type`, a product in float32 rounded to nearest even.
+at::Tensor dequantize(const QuantizedWeight& weight, at::ScalarType type);
+
+namespace composite {
+at::Tensor dequantize(const QuantizedWeight& weight, at::ScalarType type);
+}
+
+/// A matrix [O, C] as it is, or in few bits.
+using Weight = std::variant<at::Tensor, QuantizedWeight>;
+
+int64_t rows(const Weight& weight);
+int64_t columns(const Weight& weight);
+/// The matrix in `type`; of one that is as it is, itself, whatever its type.
+at::Tensor dense(const Weight& weight, at::ScalarType type);
+
+}  // namespace fettle::ops
