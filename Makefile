@@ -41,7 +41,7 @@ lint: ## clang-format and clang-tidy
 
 format: ## format every C++ and Rust source in place
 	@tools/setup.sh lint
-	@git ls-files '*.h' '*.cpp' | xargs clang-format -i
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
 	@cd rust && cargo fmt
 
 demo: ## LoRA on SmolLM2-135M-Instruct with medical questions: two or three minutes on a CPU
