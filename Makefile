@@ -21,7 +21,7 @@ dev: setup ## build with AddressSanitizer and UndefinedBehaviorSanitizer into bu
 	@cmake --build --preset dev -j $(JOBS)
 
 test: ## build and pass every test: unit tests (also under sanitizers), and the live comparison with transformers, peft and trl
-	@tools/setup.sh test
+	@tools/setup.sh test cuda
 	@$(MAKE) --no-print-directory build-all
 	@ctest --preset release -j $(JOBS) -LE nightly
 	@$(MAKE) --no-print-directory test-dev
