@@ -18,7 +18,7 @@ using torch::autograd::variable_list;
 class Swiglu : public torch::autograd::Function<Swiglu> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& gate, const at::Tensor& up) {
-    const at::Tensor y = at::empty_like(gate);
+    at::Tensor y = at::empty_like(gate);
     compute(gate, up, y);
     context->save_for_backward({gate, up});
     return y;

@@ -65,7 +65,7 @@ class FlashAttention : public torch::autograd::Function<FlashAttention> {
     return output;
   }
 
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();
     const int64_t longest = context->saved_data["longest"].toInt();
     const Deterministic deterministic;

@@ -51,7 +51,7 @@ struct Fiber {
   [[nodiscard]] bool can_go_on() const { return !done && (waits_for == nullptr || waits_for->arrivals >= until); }
 };
 
-// The only one; kernels run on the thread that launches them.
+// The only one: kernels run on the thread that launches them, one at a time.
 struct Machine {
   ucontext_t scheduler{};
   const void* scheduler_stack = nullptr;
@@ -91,7 +91,7 @@ void yield() {
   Fiber& fiber = *machine.running;
   leave_for(&fiber.fake_stack, machine.scheduler_stack, machine.scheduler_stack_bytes);
   swapcontext(&fiber.context, &machine.scheduler);
-  arrive(fiber.fake_stack, nullptr, nullptr);
+  arrive(fiber.fake_stack, &machine.scheduler_stack, &machine.scheduler_stack_bytes);  // perhaps another thread's
 }
 
 void work() {
