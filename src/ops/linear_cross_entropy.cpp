@@ -152,8 +152,8 @@ at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weig
                   labels.size(0) == hidden.size(0) && labels.scalar_type() == at::kLong,
               "linear_cross_entropy: hidden ", hidden.sizes(), ", weight ", weight.sizes(),
               " of one type, int64 labels ", labels.sizes());
-  if (labels
-          .is_cpu()) {  // labels on a device are trusted: reading them would wait for it; wrong ones make the loss NaN
+  // Labels on a device are trusted, as they were checked where batches are made: reading them would wait for the device.
+  if (labels.is_cpu()) {
     const at::Tensor outside = (labels != kIgnore).logical_and((labels < 0).logical_or(labels >= weight.size(0)));
     TORCH_CHECK(!outside.any().item<bool>(), "linear_cross_entropy: a label is outside [0, ", weight.size(0), ")");
   }
