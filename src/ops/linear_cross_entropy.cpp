@@ -152,7 +152,7 @@ at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weig
                   labels.size(0) == hidden.size(0) && labels.scalar_type() == at::kLong,
               "linear_cross_entropy: hidden ", hidden.sizes(), ", weight ", weight.sizes(),
               " of one type, int64 labels ", labels.sizes());
-  // Labels on a device are trusted, as they were checked where batches are made: reading them would wait for the device.
+  // Labels on a device are trusted: reading them would wait for it. A wrong one makes the loss NaN.
   if (labels.is_cpu()) {
     const at::Tensor outside = (labels != kIgnore).logical_and((labels < 0).logical_or(labels >= weight.size(0)));
     TORCH_CHECK(!outside.any().item<bool>(), "linear_cross_entropy: a label is outside [0, ", weight.size(0), ")");
