@@ -21,7 +21,7 @@ dev: setup ## build with AddressSanitizer and UndefinedBehaviorSanitizer into bu
 	@cmake --build --preset dev -j $(JOBS)
 
 test: ## build and pass every test: unit tests (also under sanitizers), and the live comparison with transformers, peft and trl
-	@tools/setup.sh test
+	@tools/setup.sh test cuda
 	@$(MAKE) --no-print-directory build-all
 	@ctest --preset release -j $(JOBS) -LE nightly
 	@$(MAKE) --no-print-directory test-dev
@@ -41,7 +41,7 @@ lint: ## clang-format and clang-tidy
 
 format: ## format every C++ and Rust source in place
 	@tools/setup.sh lint
-	@git ls-files '*.h' '*.cpp' | xargs clang-format -i
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
 	@cd rust && cargo fmt
 
 demo: ## LoRA on SmolLM2-135M-Instruct with medical questions: two or three minutes on a CPU

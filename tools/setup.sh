@@ -4,6 +4,7 @@
 #   tools/setup.sh test       also transformers, peft and trl into .venv-test (3 GB), mpirun and ip
 #   tools/setup.sh lint       also clang-format and clang-tidy
 #   tools/setup.sh fuzz       also clang with libFuzzer
+#   tools/setup.sh cuda       also nvcc into .venv-cuda (0.3 GB), which compiles the CUDA kernels without a GPU
 #   tools/setup.sh model      also SmolLM2-135M-Instruct into .downloads (98 MB)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -78,6 +79,7 @@ for extra in "$@"; do
     lint) install_packages clang-format clang-tidy ;;
     fuzz) install_packages clang libclang-rt-14-dev ;;
     model) install_model ;;
-    *) die "unknown argument $extra (test, lint, fuzz, model)" ;;
+    cuda) install_python .venv-cuda tools/requirements-cuda.txt --no-deps ;;
+    *) die "unknown argument $extra (test, lint, fuzz, model, cuda)" ;;
   esac
 done

@@ -18,6 +18,7 @@
 #include "ops/cpu/brgemm.h"
 #include "ops/cpu/flash_attention.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cuda/flash_attention.h"
 #include "ops/dispatch.h"
 #include "ops/share_out.h"
 
@@ -260,6 +261,9 @@ at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::T
   TORCH_CHECK(query.size(0) == key.size(0) && !cu_seqlens.empty() && cu_seqlens.front() == 0 &&
                   cu_seqlens.back() == query.size(0) && std::ranges::is_sorted(cu_seqlens),
               "attention: document boundaries do not cover the ", query.size(0), " tokens");
+  if (cuda::has_flash_attention(query)) {
+    return cuda::flash_attention(query, key, value, spec, cu_seqlens);
+  }
   if (!has_cpu_kernel(query) || !cpu::has_brgemm<float>() || query.size(2) % 2 != 0) {
     return composite::attention(query, key, value, spec, cu_seqlens);
   }

@@ -1,21 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-/// How a front door picks its kernel: CPU kernels for float32 and bfloat16; the composite for everything else, and for
-/// all once fused operations are switched off.
+/// How a front door picks its kernel: CPU kernels for float32 and bfloat16, CUDA kernels likewise once their table is
+/// set; the composite for everything else, and for all once fused operations are switched off.
 #pragma once
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <type_traits>
+
+#include "ops/cuda/kernels.h"
 
 namespace fettle::ops {
 
 namespace detail {
 inline std::atomic<bool> fused_ops = true;
+inline std::atomic<const cuda::KernelTable*> cuda_kernels = nullptr;
+
+inline bool has_kernel_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
 }
+}  // namespace detail
 
 /// false: every front door takes its composite twin, plain torch operations. Set once, before any tensor work.
 inline void set_fused_ops(bool on) {
@@ -25,8 +35,36 @@ inline bool uses_fused_ops() {
   return detail::fused_ops;
 }
 
+/// The table that libfettle_cuda.so exports, or null for none. Set once, before any tensor work.
+inline void set_cuda_kernels(const cuda::KernelTable* kernels) {
+  TORCH_CHECK(kernels == nullptr || kernels->version == cuda::kKernelVersion,
+              "libfettle_cuda.so has kernels of version ", kernels->version, ", and this program is for version ",
+              cuda::kKernelVersion);
+  detail::cuda_kernels = kernels;
+}
+
 inline bool has_cpu_kernel(const at::Tensor& x) {
-  return uses_fused_ops() && x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+  return uses_fused_ops() && x.is_cpu() && detail::has_kernel_type(x);
+}
+inline bool has_cuda_kernel(const at::Tensor& x) {
+  return uses_fused_ops() && x.is_cuda() && detail::has_kernel_type(x) && detail::cuda_kernels != nullptr;
+}
+inline bool has_kernel(const at::Tensor& x) {
+  return has_cpu_kernel(x) || has_cuda_kernel(x);
+}
+
+/// Launches a kernel, e.g. &cuda::KernelTable::swiglu, on the current stream of x's device. Only after has_cuda_kernel.
+template <typename Arguments>
+void launch(cuda::Launch<Arguments> cuda::KernelTable::*kernel, const at::Tensor& x,
+            const std::type_identity_t<Arguments>& arguments) {
+  const c10::DeviceGuard guard(x.device());
+  const c10::impl::VirtualGuardImpl device(x.device().type());
+  const cuda::Failure failure =
+      (detail::cuda_kernels.load()->*kernel)(arguments, device.getStream(x.device()).native_handle());
+  TORCH_CHECK(failure == nullptr, "a CUDA kernel did not launch: ", failure);
+}
+inline cuda::Type kernel_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kFloat ? cuda::Type::kFloat : cuda::Type::kBFloat16;
 }
 
 /// Calls `run` with a value of the element type: run(float{}) or run(c10::BFloat16{}). Only after has_cpu_kernel.

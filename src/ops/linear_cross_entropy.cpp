@@ -27,6 +27,9 @@ constexpr int64_t kChunkBytes = 24 << 20;
 constexpr int64_t kLeastRows =
     256;  // the weight is read anew for each chunk: with V = 128,256, 98 rows took 1.15 times as long
 
+// A GPU needs larger products than a cache has room for.
+constexpr int64_t kCudaChunkBytes = 256 << 20;
+
 struct Wanted {
   bool hidden_gradient;
   bool weight_gradient;
@@ -42,26 +45,54 @@ void add_product(at::Tensor& sum, const at::Tensor& d_logits, const at::Tensor& 
   }
 }
 
+// The rows that are computed: those with a target. On a GPU all rows: to know how many have one, the host would wait
+// for all that the device still has to do. Rows without are left out of the sum by the kernel, and their part of the
+// products is lost; a caller that knows the labels on the host can leave them out of `hidden`.
+class Rows {
+ public:
+  explicit Rows(const at::Tensor& labels) : targets_(labels) {
+    if (labels.is_cuda()) return;
+    index_ = at::nonzero(labels != kIgnore).squeeze(1);
+    targets_ = labels.index_select(0, index_);
+  }
+
+  [[nodiscard]] const at::Tensor& targets() const { return targets_; }
+  [[nodiscard]] at::Tensor of(const at::Tensor& hidden, int64_t begin, int64_t size) const {
+    return index_.defined() ? hidden.index_select(0, index_.narrow(0, begin, size)) : hidden.narrow(0, begin, size);
+  }
+  /// to[the rows] = d_logits · weight
+  void set_product(const at::Tensor& to, int64_t begin, const at::Tensor& d_logits, const at::Tensor& weight) const {
+    at::Tensor rows = index_.defined() ? at::Tensor() : to.narrow(0, begin, d_logits.size(0));
+    if (index_.defined()) {
+      to.index_copy_(0, index_.narrow(0, begin, d_logits.size(0)), at::mm(d_logits, weight));
+    } else {
+      at::mm_out(rows, d_logits, weight);
+    }
+  }
+
+ private:
+  at::Tensor targets_;
+  at::Tensor index_;  // undefined: all
+};
+
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden, const at::Tensor& weight,
                             const at::Tensor& labels, Wanted wanted) {
-    const at::Tensor rows = at::nonzero(labels != kIgnore).squeeze(1);
-    const at::Tensor targets = labels.index_select(0, rows);
-    const int64_t count = rows.size(0);
+    const Rows rows(labels);
+    const int64_t count = rows.targets().size(0);
     at::Tensor losses = at::empty({count}, hidden.options().dtype(at::kFloat));
     at::Tensor d_hidden = wanted.hidden_gradient ? at::zeros_like(hidden) : at::Tensor();
     at::Tensor d_weight =
         wanted.weight_gradient ? at::zeros(weight.sizes(), weight.options().dtype(at::kFloat)) : at::Tensor();
     for (int64_t begin = 0; begin < count; begin += wanted.chunk_rows) {
       const int64_t size = std::min(wanted.chunk_rows, count - begin);
-      const at::Tensor chunk_rows = rows.narrow(0, begin, size);
-      const at::Tensor chunk = hidden.index_select(0, chunk_rows);
+      const at::Tensor chunk = rows.of(hidden, begin, size);
       at::Tensor logits = at::mm(chunk, weight.t());
-      losses_and_gradient(logits, targets.narrow(0, begin, size), losses.narrow(0, begin, size),
+      losses_and_gradient(logits, rows.targets().narrow(0, begin, size), losses.narrow(0, begin, size),
                           wanted.hidden_gradient || wanted.weight_gradient);
       if (wanted.hidden_gradient) {
-        d_hidden.index_copy_(0, chunk_rows, at::mm(logits, weight));
+        rows.set_product(d_hidden, begin, logits, weight);
       }
       if (wanted.weight_gradient) {
         add_product(d_weight, logits, chunk);
@@ -85,6 +116,18 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
  private:
   static void losses_and_gradient(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& losses,
                                   bool write_gradient) {
+    if (logits.is_cuda()) {
+      launch(&cuda::KernelTable::cross_entropy, logits,
+             {.type = kernel_type(logits),
+              .rows = logits.size(0),
+              .columns = logits.size(1),
+              .write_gradient = write_gradient,
+              .ignored = kIgnore,
+              .logits = logits.mutable_data_ptr(),
+              .labels = targets.const_data_ptr<int64_t>(),
+              .losses = losses.mutable_data_ptr<float>()});
+      return;
+    }
     with_element_type(logits, [&]<typename T>(T) {
       T* values = logits.mutable_data_ptr<T>();
       const int64_t columns = logits.size(1);
@@ -98,8 +141,8 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
 
 }  // namespace
 
-int64_t cross_entropy_chunk_rows(int64_t row_bytes) {
-  return std::max(kLeastRows, kChunkBytes / row_bytes);
+int64_t cross_entropy_chunk_rows(int64_t row_bytes, c10::DeviceType device) {
+  return std::max(kLeastRows, (device == at::kCUDA ? kCudaChunkBytes : kChunkBytes) / row_bytes);
 }
 
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
@@ -109,16 +152,20 @@ at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weig
                   labels.size(0) == hidden.size(0) && labels.scalar_type() == at::kLong,
               "linear_cross_entropy: hidden ", hidden.sizes(), ", weight ", weight.sizes(),
               " of one type, int64 labels ", labels.sizes());
-  const at::Tensor outside = (labels != kIgnore).logical_and((labels < 0).logical_or(labels >= weight.size(0)));
-  TORCH_CHECK(!outside.any().item<bool>(), "linear_cross_entropy: a label is outside [0, ", weight.size(0), ")");
-  if (!has_cpu_kernel(hidden)) {
+  // Labels on a device are trusted: reading them would wait for it. A wrong one makes the loss NaN.
+  if (labels.is_cpu()) {
+    const at::Tensor outside = (labels != kIgnore).logical_and((labels < 0).logical_or(labels >= weight.size(0)));
+    TORCH_CHECK(!outside.any().item<bool>(), "linear_cross_entropy: a label is outside [0, ", weight.size(0), ")");
+  }
+  if (!has_kernel(hidden)) {
     return composite::linear_cross_entropy(hidden, weight, labels);
   }
   const int64_t row_bytes = weight.size(0) * static_cast<int64_t>(weight.element_size());
   const bool differentiable = at::GradMode::is_enabled();
-  const Wanted wanted{.hidden_gradient = differentiable && hidden.requires_grad(),
-                      .weight_gradient = differentiable && weight.requires_grad(),
-                      .chunk_rows = chunk_rows > 0 ? chunk_rows : cross_entropy_chunk_rows(row_bytes)};
+  const Wanted wanted{
+      .hidden_gradient = differentiable && hidden.requires_grad(),
+      .weight_gradient = differentiable && weight.requires_grad(),
+      .chunk_rows = chunk_rows > 0 ? chunk_rows : cross_entropy_chunk_rows(row_bytes, hidden.device().type())};
   return LinearCrossEntropy::apply(hidden.contiguous(), weight, labels.contiguous(), wanted);
 }
 

@@ -19,6 +19,20 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   at::Tensor y = at::empty_like(x);
   const int64_t row = x.size(1) * x.size(2);
   const int64_t half = cos.size(1);
+  if (x.is_cuda()) {
+    launch(&cuda::KernelTable::rotary, x,
+           {.type = kernel_type(x),
+            .tokens = x.size(0),
+            .heads = x.size(1),
+            .head_dim = x.size(2),
+            .half = half,
+            .sign = sign,
+            .x = x.const_data_ptr(),
+            .cos = cos.const_data_ptr(),
+            .sin = sin.const_data_ptr(),
+            .y = y.mutable_data_ptr()});
+    return y;
+  }
   with_element_type(x, [&]<typename T>(T) {
     const T* input = x.const_data_ptr<T>();
     T* output = y.mutable_data_ptr<T>();
@@ -53,7 +67,7 @@ at::Tensor apply_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Te
                   2 * cos.size(1) <= x.size(2) && cos.scalar_type() == x.scalar_type() &&
                   sin.scalar_type() == x.scalar_type(),
               "apply_rotary: x ", x.sizes(), ", cos ", cos.sizes(), ", sin ", sin.sizes(), " of one type");
-  if (!has_cpu_kernel(x)) {
+  if (!has_kernel(x)) {
     return composite::apply_rotary(x, cos, sin);
   }
   return Rotary::apply(x.contiguous(), cos.contiguous(), sin.contiguous());

@@ -40,7 +40,7 @@ def violations(source: pathlib.Path, room: str):
 
 
 def main(root: pathlib.Path) -> int:
-    sources = [path for path in sorted((root / "src").rglob("*")) if path.suffix in {".h", ".cpp"}]
+    sources = [path for path in sorted((root / "src").rglob("*")) if path.suffix in {".h", ".cpp", ".cu", ".cuh"}]
     found = 0
     for source in sources:
         room = source.relative_to(root / "src").parts[0]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 500, 60, 5
+CPP_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 FOLDERS = ["src", "tests", "rust/src", "bench", "tools"]
 # A C++ function's body opens on a line that ends with "{" at namespace or class level and closes with "}" at the same indent.
 CPP_OPENING = re.compile(
@@ -60,8 +61,9 @@ def brace_functions(text, opening):
 def complaints(path, text):
     if (count := text.count("\n")) > FILE_LINES:
         yield f"{count} lines, at most {FILE_LINES}"
-    functions = {".py": python_functions, ".cpp": lambda t: brace_functions(t, CPP_OPENING), ".h": lambda t: brace_functions(t, CPP_OPENING),
-                 ".rs": lambda t: brace_functions(t, RUST_OPENING)}.get(path.suffix, lambda t: [])
+    functions = {".py": python_functions, ".rs": lambda t: brace_functions(t, RUST_OPENING)}.get(path.suffix, lambda t: [])
+    if path.suffix in CPP_SUFFIXES:
+        functions = lambda t: brace_functions(t, CPP_OPENING)
     for name, line, length, count in functions(text):
         if length > FUNCTION_LINES:
             yield f"line {line}: {name}: {length} lines, at most {FUNCTION_LINES}"
@@ -72,7 +74,7 @@ def complaints(path, text):
 def main(root):
     listed = subprocess.run(["git", "ls-files", *FOLDERS], cwd=root, capture_output=True, text=True, check=False).stdout.split()
     names = listed or [str(p.relative_to(root)) for folder in FOLDERS for p in (root / folder).rglob("*") if p.is_file()]
-    paths = [root / name for name in names if pathlib.Path(name).suffix in {".h", ".cpp", ".py", ".rs", ".sh"}]
+    paths = [root / name for name in names if pathlib.Path(name).suffix in CPP_SUFFIXES | {".py", ".rs", ".sh"}]
     found = 0
     for path in paths:
         for complaint in complaints(path, path.read_text() if path.exists() else ""):

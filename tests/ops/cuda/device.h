@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The device that front_doors_test.cpp runs on: a GPU (gpu.cpp), or its fake in this machine's memory (fake_gpu.cpp).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace fettle::ops::testing {
+
+/// Makes tensors on at::kCUDA possible and sets the table of kernels. Returns why it cannot, or nothing. Call it first.
+std::string start_cuda();
+
+/// How often the host has waited for the device so far; nothing where that is not known.
+std::optional<int64_t> waits_for_device();
+
+}  // namespace fettle::ops::testing
