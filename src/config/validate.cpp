@@ -128,7 +128,10 @@ void check_data(Rules& rules, const DataConfig& data) {
 
 void check_quantization(Rules& rules, const ModelConfig& model) {
   rules.exclusive("load_in_8bit", "load_in_4bit");
-  if (!model.load_in_4bit) rules.no_effect("bnb_4bit_quant_type", "load_in_4bit is false", "load_in_4bit");
+  if (!model.load_in_4bit) {
+    rules.no_effect("bnb_4bit_quant_type", "load_in_4bit is false",
+                    model.load_in_8bit ? "load_in_8bit" : "load_in_4bit");
+  }
 }
 
 void check_method(Rules& rules, const Config& config) {

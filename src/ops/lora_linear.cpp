@@ -237,7 +237,14 @@ std::vector<at::Tensor> composite::lora_linear(const at::Tensor& x, const std::v
                                                const LoraOptions& options) {
   std::vector<at::Tensor> outputs;
   for (const LoraProjection& projection : projections) {
-    at::Tensor y = at::linear(x, dense(projection.weight, x.scalar_type()), projection.bias);
+    const auto* plain = std::get_if<at::Tensor>(&projection.weight);
+    at::Tensor y;
+    if (plain != nullptr) {
+      y = at::linear(x, *plain, projection.bias);
+    } else {  // not at::linear: autograd would keep the expanded matrix
+      const std::vector<LoraProjection> frozen{{projection.weight, projection.bias, {}, {}}};
+      y = LoraLinear::apply(x.contiguous(), at::TensorList(), frozen, LoraOptions())[0];
+    }
     if (projection.a.defined()) {
       const at::Tensor dropped = at::dropout(x, options.dropout, /*train=*/options.dropout > 0);
       y = y + at::linear(at::linear(dropped, projection.a), projection.b) * options.scaling;

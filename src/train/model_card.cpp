@@ -43,11 +43,18 @@ std::string usage(const config::Config& config) {
   if (!config.lora.use_peft) return fmt::format("fettle generate --model_name_or_path={} --prompt=\"...\"\n", here);
   const std::string name = base_name(config);
   const std::string base = name == config.model.model_name_or_path ? name : "path/to/" + name;
-  return fmt::format("fettle generate --model_name_or_path={} --adapter_name_or_path={} --prompt=\"...\"\n", base,
-                     here);
+  return fmt::format("fettle generate --model_name_or_path={} --adapter_name_or_path={}{} --prompt=\"...\"\n", base,
+                     here, quantization_arguments(config.model));
 }
 
 }  // namespace
+
+std::string quantization_arguments(const config::ModelConfig& model) {
+  if (model.load_in_8bit) return " --load_in_8bit=true";
+  if (!model.load_in_4bit) return "";
+  const bool is_default = model.bnb_4bit_quant_type == config::ModelConfig().bnb_4bit_quant_type;
+  return " --load_in_4bit=true" + (is_default ? "" : " --bnb_4bit_quant_type=" + model.bnb_4bit_quant_type);
+}
 
 std::string model_card(const config::Config& config, const nlohmann::ordered_json& results) {
   const bool adapter = config.lora.use_peft;

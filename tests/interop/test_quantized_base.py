@@ -111,10 +111,13 @@ def test_a_run_resumes_and_reads_its_result_back(fettle, task, tmp_path, name):
     options = {"model_name_or_path": model, "train_file": file, "dataset_format": "tokenized", "learning_rate": 1e-2,
                "per_device_train_batch_size": 2, "max_seq_length": 256, "logging_steps": 1, "max_steps": 6,
                "lr_scheduler_type": "constant", "gradient_checkpointing": True, **FORMATS[name]}
-    fettle("train", output_dir=tmp_path / "whole", **options)
-    fettle("train", output_dir=tmp_path / "halves", **{**options, "max_steps": 3, "save_steps": 3})
-    whole = [line["loss"] for line in read_jsonl(tmp_path / "whole/metrics.jsonl") if "loss" in line]
-    assert len(whole) == 6 and all(map(math.isfinite, whole)) and whole[-1] < whole[0]
-    refused = fettle("train", output_dir=tmp_path / "halves", expect=78, **{**options, "load_in_4bit": False,
-                                                                            "load_in_8bit": False})
+    fettle("train", output_dir=tmp_path / "whole", save_steps=3, **options)
+    fettle("train", output_dir=tmp_path / "rest", save_steps=3,
+           resume_from_checkpoint=tmp_path / "whole/checkpoint-3", **options)
+    whole, rest = ([line["loss"] for line in read_jsonl(tmp_path / folder / "metrics.jsonl")
+                    if "loss" in line and line["step"] > 3] for folder in ("whole", "rest"))
+    assert len(whole) == 3 and all(map(math.isfinite, whole))
+    assert rest == whole
+    other = {"load_in_4bit": not options.get("load_in_4bit", False), "load_in_8bit": False}
+    refused = fettle("train", output_dir=tmp_path / "whole", expect=78, **{**options, **other, "save_steps": 3})
     assert "load_in" in refused.stderr

@@ -174,3 +174,40 @@ def test_fine_tuning_reaches_the_perplexity_of_trl(fettle, tokenizer, write_json
     print(f"held-out perplexity: before {before:.3f}, TRL {after_theirs:.3f}, fettle {after_ours:.3f}")
     assert after_ours < 0.95 * before
     assert after_ours == pytest.approx(after_theirs, rel=0.01)
+
+
+def test_a_base_in_few_bits_learns_nearly_as_well(fettle, write_jsonl, tmp_path):
+    """QLoRA's promise, on weights that came out of another 4-bit format: what it costs in perplexity, and saves."""
+    questions = [{"instruction": r["input"], "output": r["output"]} for r in json.loads(MEDICAL.read_text())]
+    options = {
+        "model_name_or_path": FOLDER / FILE,
+        "tokenizer_name": TOKENIZERS / "smollm2",
+        "train_file": write_jsonl("train.jsonl", questions[:TRAINED]),
+        "validation_file": write_jsonl("validation.jsonl", questions[TRAINED : TRAINED + HELD_OUT]),
+        "max_steps": 12,
+        "learning_rate": 5e-4,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "max_seq_length": MAX_LENGTH,
+        "save_strategy": "no",
+        "timeout": 1200,
+    }
+    formats = {
+        "bf16": {},
+        "int8": {"load_in_8bit": True},
+        "nf4": {"load_in_4bit": True},
+        "int4": {"load_in_4bit": True, "bnb_4bit_quant_type": "int4"},
+        "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    }
+    results = {}
+    for name, few_bits in formats.items():
+        fettle("train", output_dir=tmp_path / name, **options, **few_bits)
+        results[name] = json.loads((tmp_path / name / "all_results.json").read_text())
+        after, before = (results[name][key] for key in ("eval_perplexity", "eval_perplexity_before"))
+        print(f"{name}: perplexity {before:.3f} before, {after:.3f} after 12 steps, "
+              f"{results[name]['peak_memory_bytes'] / 1e9:.2f} GB, {results[name]['train_tokens_per_second']:.0f} tokens/s")
+        assert after < before
+    whole = results["bf16"]["eval_perplexity"]
+    assert results["int8"]["eval_perplexity"] == pytest.approx(whole, rel=0.01)
+    assert all(results[name]["eval_perplexity"] < 1.1 * whole for name in ("nf4", "int4"))
+    assert results["nf4"]["peak_memory_bytes"] < results["bf16"]["peak_memory_bytes"]

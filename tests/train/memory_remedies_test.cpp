@@ -18,7 +18,10 @@ TEST(MemoryRemedies, AreTheCheapestThatAreLeft) {
   config.training.do_eval = false;
   config.training.gradient_checkpointing = true;
   config.training.bf16 = false;
+  EXPECT_THAT(memory_remedies(config), HasSubstr("first: bf16=true; load_in_4bit=true (less exact); max"));
+  config.model.load_in_4bit = true;
   EXPECT_THAT(memory_remedies(config), HasSubstr("first: bf16=true; max_seq_length=512"));
+  config.model.load_in_4bit = false;
   config.lora.use_peft = false;
   EXPECT_THAT(memory_remedies(config), HasSubstr("async_save=false; bf16=true; use_peft=true"));
   EXPECT_THAT(memory_remedies(config), Not(HasSubstr("batch_size")));
