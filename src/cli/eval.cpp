@@ -13,14 +13,15 @@ namespace fettle::cli {
 int evaluate(const Arguments& arguments) {
   const auto config = read_options(arguments, config::Command::kEval);
   if (!config) return 0;
-  log::info("{}", train::start_device(config->device).description());
+  const device::Device device = train::start_device(config->device);
+  log::info("{}", device.description());
   const train::ModelInputs inputs = train::load_inputs(config->model);
   const data::PreparedData data = data::prepare(config->data, inputs.tokenizer, /*need_train=*/false);
   if (!data.validation) {
     throw Error(ExitCode::kUsage, "fettle eval needs evaluation records", "give validation_file");
   }
   train::require_vocabulary(inputs, *data.validation);
-  const model::Decoder model = train::load_model(inputs, config->model, train::compute_type(config->training));
+  const model::Decoder model = train::load_model(inputs, config->model, {train::compute_type(config->training), device.torch_device});
   const data::OrderOptions order = {config->data.max_seq_length, config->data.packing, /*shuffle=*/false,
                                     config->training.seed, config->training.per_device_eval_batch_size};
   const train::Evaluation evaluation = config->eval.per_record.empty()

@@ -46,11 +46,11 @@ std::vector<int32_t> stop_tokens(const train::ModelInputs& inputs, bool raw_prom
 void check_length(const model::Decoder& model, size_t prompt, int64_t max_new_tokens) {
   const int64_t length = static_cast<int64_t>(prompt) + max_new_tokens;
   const double needed = model::KvCache::bytes(model.spec(), length, model.dtype());
-  const auto memory = static_cast<double>(device::machine_memory_bytes());
+  const auto memory = static_cast<double>(device::memory_capacity_bytes(model.device()));
   if (needed > memory) {
     throw Error(
         ExitCode::kOutOfMemory,
-        fmt::format("{} tokens of prompt and answer need {:.1f} GB for keys and values; this machine has {:.1f}",
+        fmt::format("{} tokens of prompt and answer need {:.1f} GB for keys and values; there are {:.1f}",
                     length, needed / 1e9, memory / 1e9),
         "give a smaller max_new_tokens");
   }
@@ -93,11 +93,11 @@ bool print_now(const std::string& text) {
 int generate(const Arguments& arguments) {
   auto config = read_options(arguments, config::Command::kGenerate);
   if (!config) return 0;
-  train::start_device(config->device);
+  const device::Device device = train::start_device(config->device);
   if (config->generation.prompt == "-") config->generation.prompt = standard_input();
   const train::ModelInputs inputs = train::load_inputs(config->model);
   const std::vector<int32_t> prompt = data::generation_prompt(config->generation, config->data, inputs.tokenizer);
-  const model::Decoder model = train::load_model(inputs, config->model, train::compute_type(config->training));
+  const model::Decoder model = train::load_model(inputs, config->model, {train::compute_type(config->training), device.torch_device});
   check_length(model, prompt.size(), config->generation.max_new_tokens);
   TextStream text(inputs.tokenizer);
   model::generate(model, prompt, config->generation, static_cast<uint64_t>(config->training.seed),

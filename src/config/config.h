@@ -144,7 +144,7 @@ struct PreprocessConfig {
 
 /// The machine.
 struct DeviceConfig {
-  std::string device = "auto";  ///< auto or cpu
+  std::string device = "auto";  ///< auto cpu cuda
   int64_t num_threads = 0;      ///< 0: one a physical core that this process may use
   bool fused_ops = true;        ///< false: plain torch operations in place of Fettle's kernels
 };

@@ -28,37 +28,46 @@ Processor parse_processor(std::string_view cpuinfo);
 /// threads of a core count once: a matrix product gains nothing from the second.
 int64_t usable_cores();
 
+/// Where a process stands among those of its run on this machine.
+struct Place {
+  int64_t processes = 1;
+  int64_t index = 0;
+};
+
 /// The device of a run.
 struct Device {
   Processor processor;
   int64_t threads = 1;
+  at::Device torch_device = at::kCPU;  ///< where tensors are computed with
+  const void* cuda_kernels = nullptr;  ///< const ops::cuda::KernelTable* (this room does not know ops)
 
   /// One line for the log, e.g. "cpu: AMD EPYC, 2 threads, AVX-512, bf16 instructions".
   [[nodiscard]] std::string description() const;
 };
 
-/// Sets the process's thread counts from the options; where num_threads is 0, `processes` of one run share the
-/// machine's cores. Call once, before any tensor work. Throws Error{kUsage} for a device this build does not know.
-Device start(const config::DeviceConfig& options, int64_t processes = 1);
+/// Sets the process's thread counts from the options; where num_threads is 0, the processes of a run share the
+/// machine's cores. Call once, before any tensor work. A GPU is loaded and chosen, not yet used. Throws Error{kUsage}
+/// or {kUnavailable} for a device that this build does not know or cannot find.
+Device start(const config::DeviceConfig& options, const Place& place = {});
 
 /// The calling thread gives way to the others: lower priority, and its tensor work stays on it alone.
 void work_in_background();
 
-/// Seeds the generator that dropout and sampling draw from.
+/// Seeds the generators that dropout and sampling draw from, of every device in use.
 void seed(uint64_t value);
 
-/// Memory of the machine, or of this process's control group if that has less.
-int64_t machine_memory_bytes();
+/// Memory of the machine, or of this process's control group if that has less; of an accelerator: its own.
+int64_t memory_capacity_bytes(at::Device device = at::kCPU);
 
-/// Resident bytes of this process now, and the most since it started.
-int64_t memory_bytes();
-int64_t peak_memory_bytes();
+/// Resident bytes of this process now, and the most since it started. On an accelerator: what is allocated there.
+int64_t memory_bytes(at::Device device = at::kCPU);
+int64_t peak_memory_bytes(at::Device device = at::kCPU);
 
 /// Whether an exception means that memory ran out, here or in libtorch.
 bool is_out_of_memory(const std::exception& error);
 
 /// Floating-point operations per second of one large square matrix product in `type`, the best of a few tries; takes
 /// about a fifth of a second. The ceiling that a model's own rate is compared with (MFU).
-double measure_matmul_peak(at::ScalarType type);
+double measure_matmul_peak(at::ScalarType type, at::Device device = at::kCPU);
 
 }  // namespace fettle::device

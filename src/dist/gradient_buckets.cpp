@@ -22,6 +22,7 @@ struct Bucket {
   int64_t owner = kAllRanks;
   int64_t elements = 0;
   int64_t parameters = 0;
+  at::TensorOptions options = at::kFloat;  ///< of its parameters' gradients
   bool is_kept = true;   ///< by this rank: it owns it, or all do
   at::Tensor flat = {};  ///< float32 [elements]; of a bucket that is not kept only from the first gradient on
   int64_t missing = 0;   ///< gradients that the last backward has not accumulated yet
@@ -77,7 +78,7 @@ std::vector<Bucket> assign_buckets(std::vector<Slot>& slots, const std::vector<i
     const int64_t owner = owners.empty() ? kAllRanks : owners[slots.size() - 1 - i];
     const bool fits = !buckets.empty() && buckets.back().owner == owner &&
                       (buckets.back().elements + elements) * static_cast<int64_t>(sizeof(float)) <= bucket_bytes;
-    if (!fits) buckets.push_back({.owner = owner});
+    if (!fits) buckets.push_back({.owner = owner, .options = slots[i].parameter.options().requires_grad(false)});
     slots[i].bucket = buckets.size() - 1;
     slots[i].offset = buckets.back().elements;
     buckets.back().elements += elements;
@@ -121,7 +122,7 @@ void GradientBuckets::State::take(Slot& slot) {
     bucket.flat = gradient.contiguous().view({bucket.elements});
     return;
   }
-  if (!bucket.flat.defined()) bucket.flat = at::zeros({bucket.elements}, at::kFloat);
+  if (!bucket.flat.defined()) bucket.flat = at::zeros({bucket.elements}, bucket.options);
   view(slot).add_(gradient);
 }
 
@@ -130,7 +131,7 @@ void GradientBuckets::State::send(Bucket& bucket) {
     bucket.sum = group->all_reduce(bucket.flat);
     return;
   }
-  if (!bucket.flat.defined()) bucket.flat = at::zeros({bucket.elements}, at::kFloat);
+  if (!bucket.flat.defined()) bucket.flat = at::zeros({bucket.elements}, bucket.options);
   bucket.sum = group->reduce(bucket.flat, bucket.owner);
 }
 
@@ -180,7 +181,7 @@ GradientBuckets::GradientBuckets(std::shared_ptr<Group> group, std::vector<at::T
   state_->buckets = assign_buckets(state_->slots, owners, bucket_bytes);
   for (Bucket& bucket : state_->buckets) {
     bucket.is_kept = bucket.owner == kAllRanks || bucket.owner == state_->group->rank();
-    if (bucket.is_kept) bucket.flat = at::zeros({bucket.elements}, at::kFloat);
+    if (bucket.is_kept) bucket.flat = at::zeros({bucket.elements}, bucket.options);
   }
   for (Slot& slot : state_->slots) {
     // A weak pointer: the parameter owns the hook, and the state the parameter.

@@ -69,8 +69,10 @@ std::string excerpt(const std::string& value, const std::string& other) {
                      end < value.size() ? "…" : "");
 }
 
-void require_contiguous(const at::Tensor& tensor) {
-  TORCH_CHECK(tensor.is_contiguous() && tensor.device().is_cpu(), "collective: a tensor that is not contiguous on cpu");
+/// What a collective works on: the tensor itself, or a copy of it where the network can reach it.
+at::Tensor on_host(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.is_contiguous(), "collective: a tensor that is not contiguous");
+  return tensor.cpu();
 }
 
 /// The address that other machines reach this process by. The route to the store is the loopback on its own machine,
@@ -91,6 +93,8 @@ struct Pending::Operation {
   std::shared_ptr<Monitor> monitor;
   std::string name;
   seconds limit;
+  at::Tensor result = {};  ///< receives the host's values at the end, if it is another tensor
+  at::Tensor host = {};
 };
 
 void Pending::wait() {
@@ -98,6 +102,7 @@ void Pending::wait() {
   const auto operation = std::exchange(operation_, nullptr);
   const SectionMark mark(Section::kCollective, operation->name);
   await(*operation->progress, *operation->monitor, operation->name, operation->limit);
+  if (operation->result.defined() && !operation->result.is_cpu()) operation->result.copy_(operation->host);
 }
 
 bool Pending::has_ended() const {
@@ -209,39 +214,43 @@ int64_t Group::size() const {
   return connection_ ? connection_->launch.world_size : 1;
 }
 
-Pending Group::start(std::shared_ptr<Progress> progress, const char* name) {
+Pending Group::start(std::shared_ptr<Progress> progress, const char* name, const at::Tensor& result,
+                     const at::Tensor& host) {
   return Pending(std::make_shared<Pending::Operation>(
-      Pending::Operation{std::move(progress), connection_->monitor, name, connection_->options.timeout}));
+      Pending::Operation{std::move(progress), connection_->monitor, name, connection_->options.timeout, result, host}));
 }
 
 Pending Group::all_reduce(const at::Tensor& tensor) {
   if (!connection_) return {};
-  require_contiguous(tensor);
-  return start(connection_->gloo->all_reduce(tensor), "a sum over the ranks");
+  const at::Tensor host = on_host(tensor);
+  return start(connection_->gloo->all_reduce(host), "a sum over the ranks", tensor, host);
 }
 
 Pending Group::reduce(const at::Tensor& tensor, int64_t root) {
   if (!connection_) return {};
-  require_contiguous(tensor);
-  return start(connection_->gloo->reduce(tensor, root), "a sum over the ranks");
+  const at::Tensor host = on_host(tensor);
+  auto progress = connection_->gloo->reduce(host, root);
+  if (rank() != root) return start(std::move(progress), "a sum over the ranks", {}, host);
+  return start(std::move(progress), "a sum over the ranks", tensor, host);
 }
 
 Pending Group::broadcast(const at::Tensor& tensor, int64_t root) {
   if (!connection_) return {};
-  require_contiguous(tensor);
-  return start(connection_->gloo->broadcast(tensor, root), "a broadcast");
+  const at::Tensor host = on_host(tensor);
+  auto progress = connection_->gloo->broadcast(host, root);
+  if (rank() == root) return start(std::move(progress), "a broadcast", {}, host);
+  return start(std::move(progress), "a broadcast", tensor, host);
 }
 
 void Group::send(const at::Tensor& tensor, int64_t to) {
   TORCH_CHECK(connection_ && to != rank(), "send: to another rank only");
-  require_contiguous(tensor);
-  start(connection_->gloo->send(tensor, to), "a message").wait();
+  start(connection_->gloo->send(on_host(tensor), to), "a message").wait();
 }
 
 void Group::receive(const at::Tensor& tensor, int64_t from) {
   TORCH_CHECK(connection_ && from != rank(), "receive: from another rank only");
-  require_contiguous(tensor);
-  start(connection_->gloo->receive(tensor, from), "a message").wait();
+  const at::Tensor host = on_host(tensor);
+  start(connection_->gloo->receive(host, from), "a message", tensor, host).wait();
 }
 
 void Group::barrier() {

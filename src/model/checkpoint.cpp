@@ -2,6 +2,7 @@
 #include "model/checkpoint.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -17,13 +18,17 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-at::Tensor random_state() {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
+/// What dropout on the device draws from.
+at::Generator generator_of(at::Device device) {
+  return device.is_cpu() ? at::detail::getDefaultCPUGenerator() : at::globalContext().defaultGenerator(device);
+}
+at::Tensor random_state(at::Device device) {
+  at::Generator generator = generator_of(device);
   const std::scoped_lock lock(generator.mutex());
   return generator.get_state();
 }
-void set_random_state(const at::Tensor& state) {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
+void set_random_state(at::Device device, const at::Tensor& state) {
+  at::Generator generator = generator_of(device);
   const std::scoped_lock lock(generator.mutex());
   generator.set_state(state);
 }
@@ -51,10 +56,10 @@ class Checkpoint : public torch::autograd::Function<Checkpoint> {
     const at::AutoGradMode enabled(true);
     at::Tensor y;
     if (recomputation->state.defined()) {
-      const at::Tensor now = random_state();
-      set_random_state(recomputation->state);
+      const at::Tensor now = random_state(x.device());
+      set_random_state(x.device(), recomputation->state);
       y = recomputation->block(x);
-      set_random_state(now);
+      set_random_state(x.device(), now);
     } else {
       y = recomputation->block(x);
     }
@@ -74,7 +79,7 @@ at::Tensor checkpoint(const Block& block, const at::Tensor& x, bool uses_random_
   auto recomputation = c10::make_intrusive<Recomputation>();
   recomputation->block = block;
   if (uses_random_numbers) {
-    recomputation->state = random_state();
+    recomputation->state = random_state(x.device());
   }
   return Checkpoint::apply(x, at::zeros({0}).requires_grad_(true), recomputation);
 }

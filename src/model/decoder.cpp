@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 
@@ -71,6 +72,12 @@ at::Tensor transform(const Layer& layer, int64_t index, const at::Tensor& x, con
   return attended + feed_forward(layer, ops::rms_norm(attended, layer.post_attention_norm.value(), eps), stream);
 }
 
+/// A batch's tensor where the model is. From pinned memory, or the host would wait until the device has done all that
+/// it was given before.
+at::Tensor moved(const at::Tensor& tensor, at::Device device) {
+  return device.is_cpu() ? tensor : tensor.pin_memory().to(device, tensor.scalar_type(), /*non_blocking=*/true);
+}
+
 void check(const Batch& batch, const KvCache* cache) {
   const int64_t tokens = batch.tokens.numel();
   TORCH_CHECK(batch.tokens.dim() == 1 && batch.tokens.scalar_type() == at::kLong && tokens > 0 &&
@@ -85,9 +92,8 @@ void check(const Batch& batch, const KvCache* cache) {
 // Builds layers from tensors whose names and shapes have been checked.
 class Builder {
  public:
-  Builder(std::shared_ptr<const hub::TensorSource> source, at::ScalarType type,
-          std::optional<ops::WeightFormat> quantization)
-      : source_(std::move(source)), type_(type), quantization_(quantization) {}
+  Builder(std::shared_ptr<const hub::TensorSource> source, at::ScalarType type, const LoadOptions& options)
+      : source_(std::move(source)), type_(type), quantization_(options.quantization), device_(options.device) {}
 
   /// Of layers that another rank holds, whose bytes are not read.
   [[nodiscard]] Builder elsewhere() const {
@@ -98,8 +104,9 @@ class Builder {
 
   [[nodiscard]] Parameter parameter(const std::string& name) const {
     const hub::TensorView& view = *source_->find(name);
-    if (!is_here_) return Parameter::elsewhere(name, view.shape, type_);
-    return {name, read_tensor(source_, view, type_)};
+    return placed(
+        is_here_ ? Parameter(name, read_tensor(source_, view, type_)) : Parameter::elsewhere(name, view.shape, type_),
+        view);
   }
   [[nodiscard]] Linear linear(const std::string& name, bool bias) const {
     return {name, matrix(name + ".weight"), bias ? std::optional(parameter(name + ".bias")) : std::nullopt,
@@ -125,17 +132,25 @@ class Builder {
 
  private:
   [[nodiscard]] Parameter matrix(const std::string& name) const {
-    Parameter result = parameter(name);
-    if (quantization_) {
-      result.quantize(*quantization_);
-      release_pages(source_->find(name)->bytes);
+    if (!quantization_) return parameter(name);
+    const hub::TensorView& view = *source_->find(name);
+    Parameter result(name, read_tensor(source_, view, type_));
+    result.quantize(*quantization_);
+    release_pages(view.bytes);
+    return placed(std::move(result), view);
+  }
+  [[nodiscard]] Parameter placed(Parameter parameter, const hub::TensorView& view) const {
+    if (!device_.is_cpu()) {
+      parameter.move_to(device_);
+      release_pages(view.bytes);
     }
-    return result;
+    return parameter;
   }
 
   std::shared_ptr<const hub::TensorSource> source_;
   at::ScalarType type_;
   std::optional<ops::WeightFormat> quantization_;
+  at::Device device_;
   bool is_here_ = true;
 };
 
@@ -169,7 +184,8 @@ Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, 
   impl->spec = spec;
   impl->dtype = storage;
   impl->source = std::make_shared<const hub::TensorSource>(source);
-  const Builder builder(impl->source, storage, options.quantization);
+  impl->device = options.device;
+  const Builder builder(impl->source, storage, options);
   impl->embedding = std::make_shared<Parameter>(builder.parameter("model.embed_tokens.weight"));
   for (int64_t i = 0; i < spec.layers; ++i) {
     const bool is_here = !sharing || sharing->holds(i);
@@ -191,16 +207,17 @@ Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, 
 at::Tensor Decoder::hidden_states(const Batch& batch, KvCache* cache) const {
   check(batch, cache);
   const DecoderImpl& model = *impl_;
+  const RopeTable rope = rope_table(model.spec.rope, batch.positions, batch.cu_seqlens, model.dtype);
   const Stream stream{.spec = model.spec,
                       .cu_seqlens = batch.cu_seqlens,
-                      .rope = rope_table(model.spec.rope, batch.positions, batch.cu_seqlens, model.dtype),
+                      .rope = {moved(rope.cos, model.device), moved(rope.sin, model.device)},
                       .lora = model.lora_options(),
                       .cache = cache};
   if (model.gathered) {
     TORCH_CHECK(cache == nullptr, "Decoder: no cache with shared layers");
     model.gathered->begin_forward(at::GradMode::is_enabled());
   }
-  at::Tensor x = model.embedding->rows(batch.tokens);  // [T, C]
+  at::Tensor x = model.embedding->rows(moved(batch.tokens, model.device));  // [T, C]
   for (int64_t i = 0; i < model.spec.layers; ++i) {
     const Layer& layer = model.layers[static_cast<size_t>(i)];
     if (model.checkpoints_gradients && cache == nullptr) {
@@ -228,7 +245,14 @@ at::Tensor Decoder::logits(const at::Tensor& hidden) const {
 
 at::Tensor Decoder::loss_sum(const Batch& batch) const {
   TORCH_CHECK(batch.labels.defined() && batch.labels.sizes() == batch.tokens.sizes(), "Decoder: labels are int64 [T]");
-  return ops::linear_cross_entropy(hidden_states(batch), impl_->head->value(), batch.labels);
+  // Here, where they are on the host: on a device the operator could only look at them by waiting.
+  TORCH_CHECK(batch.labels.max().item<int64_t>() < spec().vocab_size, "Decoder: a label is outside the vocabulary");
+  const at::Tensor hidden = hidden_states(batch);
+  if (impl_->device.is_cpu()) return ops::linear_cross_entropy(hidden, impl_->head->value(), batch.labels);
+  // The operator would compute rows without a target too: it cannot know them without waiting.
+  const at::Tensor rows = at::nonzero(batch.labels != ops::kIgnore).squeeze(1);
+  return ops::linear_cross_entropy(hidden.index_select(0, moved(rows, impl_->device)), impl_->head->value(),
+                                   moved(batch.labels.index_select(0, rows), impl_->device));
 }
 
 void Decoder::take_part() const {
@@ -250,6 +274,9 @@ const DecoderSpec& Decoder::spec() const {
 }
 at::ScalarType Decoder::dtype() const {
   return impl_->dtype;
+}
+at::Device Decoder::device() const {
+  return impl_->device;
 }
 
 }  // namespace fettle::model

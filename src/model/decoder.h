@@ -22,7 +22,7 @@
 
 namespace fettle::model {
 
-/// A stream of whole documents that never see each other. int64 on the CPU.
+/// A stream of whole documents that never see each other. int64 on the CPU, wherever the model is.
 struct Batch {
   at::Tensor tokens;                ///< [T]
   at::Tensor labels;                ///< [T] the token predicted at t, or -100; undefined: no loss is asked for
@@ -41,6 +41,7 @@ struct LoadOptions {
   std::optional<LayerSharing> sharing = {};
   /// What the layers' matrices are kept in; embedding, head, norms and biases stay as they are. Not with `sharing`.
   std::optional<ops::WeightFormat> quantization = {};
+  at::Device device = at::kCPU;  ///< where all weights go, and all computation happens
 };
 
 struct DecoderImpl;
@@ -80,8 +81,8 @@ class Decoder {
   /// absent. Not of a quantized model.
   [[nodiscard]] std::vector<NamedTensor> weights() const;
 
-  /// The stream after the final norm: [T, C]. With a cache the batch is the continuation of the cached document: one
-  /// document, positions from cache->length() on.
+  /// The stream after the final norm: [T, C], on the model's device. With a cache the batch is the continuation of the
+  /// cached document: one document, positions from cache->length() on.
   [[nodiscard]] at::Tensor hidden_states(const Batch& batch, KvCache* cache = nullptr) const;
   /// [rows, C] → [rows, V] in the compute type.
   [[nodiscard]] at::Tensor logits(const at::Tensor& hidden) const;
@@ -100,6 +101,7 @@ class Decoder {
 
   [[nodiscard]] const DecoderSpec& spec() const;
   [[nodiscard]] at::ScalarType dtype() const;
+  [[nodiscard]] at::Device device() const;
 
  private:
   explicit Decoder(std::unique_ptr<DecoderImpl> impl);

@@ -33,6 +33,7 @@ struct Layer {
 struct DecoderImpl {
   DecoderSpec spec;
   at::ScalarType dtype;
+  at::Device device = at::kCPU;
   std::shared_ptr<const hub::TensorSource> source;  // full fine-tuning starts from the file's own precision
   std::shared_ptr<Parameter> embedding;
   std::vector<Layer> layers;

@@ -42,7 +42,7 @@ LoraTargets install(DecoderImpl& model, const hub::AdapterConfig& config, const 
   TORCH_CHECK(!model.adapter.has_value(), "Decoder: one adapter at a time");
   const LoraTargets targets = select_targets(module_names(model.spec), config);
   const auto matrix = [&](const TensorShape& shape) {
-    Parameter parameter(shape.name, at::empty(shape.shape, model.dtype));
+    Parameter parameter(shape.name, at::empty(shape.shape, at::dtype(model.dtype).device(model.device)));
     parameter.train(start(shape));
     return parameter;
   };

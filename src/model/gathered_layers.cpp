@@ -37,7 +37,7 @@ void GatheredLayers::start(int64_t index) {
   for (Parameter* weight : layer.weights) {
     at::Tensor tensor = weight->stored();
     if (!sharing_.holds(index)) {
-      tensor = at::empty(tensor.sizes(), tensor.scalar_type());
+      tensor = at::empty(tensor.sizes(), tensor.options());
       layer.arriving.push_back(tensor);
     }
     layer.waits.push_back(sharing_.broadcast(tensor, sharing_.holders[static_cast<size_t>(index)]));

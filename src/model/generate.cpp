@@ -46,14 +46,14 @@ std::vector<int32_t> generate(const Decoder& decoder, const std::vector<int32_t>
   check_prompt(prompt, decoder.spec().vocab_size);
   const at::NoGradGuard no_gradients;
   const auto capacity = static_cast<int64_t>(prompt.size()) + generation.max_new_tokens;
-  KvCache cache(decoder.spec(), capacity, decoder.dtype());
+  KvCache cache(decoder.spec(), capacity, at::dtype(decoder.dtype()).device(decoder.device()));
   const at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   std::vector<int32_t> tokens = prompt;
   while (std::ssize(tokens) < capacity) {
     const at::Tensor hidden = decoder.hidden_states(continuation(tokens, cache.length()), &cache);
     const at::Tensor logits = decoder.logits(hidden.narrow(0, hidden.size(0) - 1, 1)).select(0, 0);
-    const int32_t next =
-        next_token(logits.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true), tokens, generation, generator);
+    const int32_t next = next_token(logits.to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true), tokens,
+                                    generation, generator);
     if (std::ranges::find(stop.tokens, next) != stop.tokens.end()) {
       break;
     }

@@ -5,10 +5,10 @@
 
 namespace fettle::model {
 
-KvCache::KvCache(const DecoderSpec& spec, int64_t capacity, at::ScalarType dtype) : capacity_(capacity) {
+KvCache::KvCache(const DecoderSpec& spec, int64_t capacity, at::TensorOptions options) : capacity_(capacity) {
   for (int64_t i = 0; i < spec.layers; ++i) {
-    keys_.push_back(at::empty({capacity, spec.kv_heads, spec.head_dim}, dtype));
-    values_.push_back(at::empty({capacity, spec.kv_heads, spec.head_dim}, dtype));
+    keys_.push_back(at::empty({capacity, spec.kv_heads, spec.head_dim}, options));
+    values_.push_back(at::empty({capacity, spec.kv_heads, spec.head_dim}, options));
   }
 }
 

@@ -14,8 +14,8 @@ namespace fettle::model {
 
 class KvCache {
  public:
-  /// Room for `capacity` tokens: 2·layers·capacity·kv_heads·head_dim elements of `dtype`.
-  KvCache(const DecoderSpec& spec, int64_t capacity, at::ScalarType dtype);
+  /// Room for `capacity` tokens: 2·layers·capacity·kv_heads·head_dim elements.
+  KvCache(const DecoderSpec& spec, int64_t capacity, at::TensorOptions options);
 
   /// What one of that capacity takes; a double, which no capacity overflows.
   static double bytes(const DecoderSpec& spec, int64_t capacity, at::ScalarType dtype);

@@ -48,8 +48,8 @@ class Rows : public torch::autograd::Function<Rows> {
 };
 
 // Stands for a value that is not here, and takes no memory. One that is used all the same shows at once.
-at::Tensor absent(at::IntArrayRef shape, at::ScalarType type) {
-  return at::full({}, std::numeric_limits<double>::quiet_NaN(), type).expand(shape);
+at::Tensor absent(at::IntArrayRef shape, at::TensorOptions options) {
+  return at::full({}, std::numeric_limits<double>::quiet_NaN(), options).expand(shape);
 }
 
 }  // namespace
@@ -67,7 +67,7 @@ void Parameter::arrive(at::Tensor value) {
 }
 
 void Parameter::leave() {
-  value_ = absent(value_.sizes(), value_.scalar_type());
+  value_ = absent(value_.sizes(), value_.options());
 }
 
 at::Tensor Parameter::value() const {
@@ -78,6 +78,16 @@ at::Tensor Parameter::value() const {
   return is_master ? master_ : CastOnce::apply(master_, Copy{value_});
 }
 
+void Parameter::move_to(at::Device device) {
+  TORCH_CHECK(!is_trained(), name_, ": a trained weight stays where it is");
+  value_ =
+      is_elsewhere_ || is_quantized() ? absent(value_.sizes(), value_.options().device(device)) : value_.to(device);
+  if (quantized_) {
+    quantized_->codes = quantized_->codes.to(device);
+    quantized_->scales = quantized_->scales.to(device);
+  }
+}
+
 ops::Weight Parameter::weight() const {
   return is_quantized() ? ops::Weight(*quantized_) : value();
 }
@@ -85,7 +95,7 @@ ops::Weight Parameter::weight() const {
 void Parameter::quantize(ops::WeightFormat format) {
   TORCH_CHECK(!is_trained() && !is_elsewhere_, name_, ": only a frozen weight that is here can be quantized");
   quantized_ = ops::quantize(value_, format);
-  value_ = absent(value_.sizes(), value_.scalar_type());
+  value_ = absent(value_.sizes(), value_.options());
 }
 
 at::Tensor Parameter::rows(const at::Tensor& indices) const {
@@ -96,13 +106,14 @@ void Parameter::train(const at::Tensor& start) {
   TORCH_CHECK(start.sizes() == value_.sizes(), name_, ": master ", start.sizes(), " of a weight ", value_.sizes());
   const at::ScalarType type = value_.scalar_type();
   quantized_.reset();
-  master_ = start.detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous().requires_grad_(true);
+  master_ = start.detach().to(value_.device(), at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
+  master_.requires_grad_(true);
   value_ = type == at::kFloat ? master_.detach() : master_.detach().to(type);  // float32: the same memory
 }
 
 void Parameter::train_elsewhere() {
   TORCH_CHECK(is_elsewhere_, name_, ": its value is here");
-  master_ = at::zeros({}, at::kFloat).expand(value_.sizes()).requires_grad_(true);
+  master_ = at::zeros({}, value_.options().dtype(at::kFloat)).expand(value_.sizes()).requires_grad_(true);
 }
 
 void Parameter::refresh() {

@@ -29,6 +29,9 @@ class Parameter {
   /// its occurrences in float32: in bfloat16 the sum of a frequent token stops growing after a few hundred of them.
   [[nodiscard]] at::Tensor rows(const at::Tensor& indices) const;
 
+  /// Moves one that is not trained to where it is computed with.
+  void move_to(at::Device device);
+
   /// Keeps a frozen matrix in few bits from here on. The value is given up.
   void quantize(ops::WeightFormat format);
   [[nodiscard]] bool is_quantized() const { return quantized_.has_value(); }
@@ -36,7 +39,7 @@ class Parameter {
   [[nodiscard]] bool is_trained() const { return master_.defined(); }
   /// float32 leaf that requires gradients; undefined if the parameter is frozen.
   [[nodiscard]] const at::Tensor& master() const { return master_; }
-  /// Trains the parameter from a copy of `start` on, in float32. The frozen value is given up.
+  /// Trains the parameter from a copy of `start` on, in float32, on the value's device. The frozen value is given up.
   void train(const at::Tensor& start);
   /// The same for one that is elsewhere, as its master is: a leaf of its shape that only collects the gradient.
   void train_elsewhere();

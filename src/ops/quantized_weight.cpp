@@ -6,6 +6,8 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 
+#include <algorithm>
+
 #include "ops/cpu/quantized.h"
 #include "ops/dispatch.h"
 
@@ -110,6 +112,19 @@ QuantizedWeight quantize(const at::Tensor& weight, WeightFormat format) {
 
 at::Tensor dequantize(const QuantizedWeight& weight, at::ScalarType type) {
   at::Tensor to = at::empty({weight.rows, weight.columns}, weight.scales.options().dtype(type));
+  if (has_cuda_kernel(to)) {
+    cuda::Dequantize arguments{.type = kernel_type(to),
+                               .bits = has_eight_bits(weight.format) ? 8 : 4,
+                               .count = elements(weight),
+                               .group = kQuantizationBlock,
+                               .codes = weight.codes.const_data_ptr(),
+                               .scales = weight.scales.const_data_ptr<float>(),
+                               .codebook = {},
+                               .values = to.mutable_data_ptr()};
+    if (arguments.bits == 4) std::ranges::copy(codebook(weight.format), arguments.codebook);
+    launch(&cuda::KernelTable::dequantize, to, arguments);
+    return to;
+  }
   if (!has_cpu_kernel(to)) return composite::dequantize(weight, type);
   with_element_type(to, [&]<typename T>(T) {
     T* values = to.mutable_data_ptr<T>();
@@ -132,7 +147,7 @@ at::Tensor composite::dequantize(const QuantizedWeight& weight, at::ScalarType t
   if (has_eight_bits(weight.format)) {
     values = weight.codes.to(at::kFloat);
   } else {
-    const at::Tensor table = at::tensor(at::ArrayRef<float>(codebook(weight.format)), weight.scales.options());
+    const at::Tensor table = at::tensor(at::ArrayRef<float>(codebook(weight.format))).to(weight.scales.device());
     const at::Tensor codes = at::stack({weight.codes.bitwise_right_shift(4), weight.codes.bitwise_and(15)}, 1);
     values = table.index_select(0, codes.flatten().to(at::kInt)).narrow(0, 0, elements(weight));
   }

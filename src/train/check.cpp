@@ -104,11 +104,11 @@ void print_records(const char* name, const data::TokenDataset& dataset) {
                           100.0 * static_cast<double>(facts.target_tokens) / static_cast<double>(facts.tokens)));
 }
 
-/// `here`: processes of this machine.
-void require_memory(const TrainingInputs& inputs, const PlannedRun& run, int64_t here) {
+/// `here`: processes that share the memory.
+void require_memory(const TrainingInputs& inputs, const PlannedRun& run, int64_t here, at::Device device) {
   const MemoryPlan plan = plan_memory(inputs.model.spec, inputs.config, run);
   const double needed = plan.peak_bytes(here);
-  const auto available = static_cast<double>(device::machine_memory_bytes());
+  const auto available = static_cast<double>(device::memory_capacity_bytes(device));
   const std::string each = here > 1 ? fmt::format(" for {} processes of {}", here, gigabytes(plan.peak_bytes())) : "";
   print("memory", fmt::format("{} at the peak{}; there are {}", gigabytes(needed), each, gigabytes(available)));
   for (const MemoryPart& part : plan.parts) print("", fmt::format("{:>9}  {}", gigabytes(part.bytes), part.what));
@@ -153,7 +153,7 @@ void require_disk(const config::Config& config, int64_t checkpoints, int64_t tra
 }  // namespace
 
 void check(const config::Config& given, const dist::Launch& launch) {
-  const device::Device device = start_device(given.device, launch.local_world_size);
+  const device::Device device = start_device(given.device, {launch.local_world_size, launch.local_rank});
   print("device", device.description());
   const TrainingInputs inputs = prepare_training(given);
   const config::Config& config = inputs.config;
@@ -177,15 +177,17 @@ void check(const config::Config& given, const dist::Launch& launch) {
   double stored = 0;
   for (const hub::TensorView& view : source.tensors()) stored += static_cast<double>(view.bytes.size());
   const at::ScalarType type = stored_type(source);
+  const bool is_on_gpu = !device.torch_device.is_cpu();
   require_memory(inputs,
                  {.trained_weights = trained,
                   .stored_bytes = stored,
-                  .is_mapped = type == compute_type(config.training) && !inputs.model.base.is_gguf,
+                  .is_mapped = !is_on_gpu && type == compute_type(config.training) && !inputs.model.base.is_gguf,
                   .tokens = largest_batch(config, records),
                   .longest = records.preparation().longest,
                   .threads = at::get_num_threads(),
-                  .processes = launch.world_size},
-                 launch.local_world_size);
+                  .processes = launch.world_size,
+                  .is_on_gpu = is_on_gpu},
+                 is_on_gpu ? 1 : launch.local_world_size, device.torch_device);
   const auto weight_bytes = config.lora.use_peft ? sizeof(float) : c10::elementSize(type);
   require_disk(config, most_checkpoints(config, steps, loader.steps_per_epoch()), trained,
                static_cast<double>(trained) * static_cast<double>(weight_bytes));

@@ -153,7 +153,7 @@ void write_logits(const model::Decoder& model, const data::TokenDataset& dataset
   at::Tensor logits;
   hub::write_safetensors(file, views, {}, [&](const hub::TensorView& view) {
     const data::Batch document = single_document(dataset, documents.at(view.name));
-    logits = model.logits(model.hidden_states(to_tensors(document))).to(at::kFloat).contiguous();
+    logits = model.logits(model.hidden_states(to_tensors(document))).to(at::kCPU, at::kFloat).contiguous();
     return bytes_of(logits);
   });
 }

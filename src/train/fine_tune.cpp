@@ -70,12 +70,12 @@ nlohmann::json shared_options(const config::Config& config) {
 /// One run of `fettle train`. Members are what several of its stages need.
 class FineTuning {
  public:
-  FineTuning(const config::Config& config, ModelInputs inputs, data::PreparedData data,
-             std::shared_ptr<dist::Group> group)
+  FineTuning(const config::Config& config, TrainingInputs inputs, std::shared_ptr<dist::Group> group, at::Device device)
       : config_(config),
-        inputs_(std::move(inputs)),
-        data_(std::move(data)),
+        inputs_(std::move(inputs.model)),
+        data_(std::move(inputs.data)),
         group_(std::move(group)),
+        device_(device),
         output_dir_(config.output.output_dir) {}
 
   /// Everything after the data is prepared, when there is anything left to do.
@@ -94,6 +94,7 @@ class FineTuning {
   [[nodiscard]] bool shares_weights() const { return config_.distributed.zero_stage == 3 && group_->size() > 1; }
   [[nodiscard]] std::map<std::string, int64_t> weight_owners() const;
   [[nodiscard]] std::optional<model::LayerSharing> sharing() const;
+  [[nodiscard]] ComputeOptions compute() const { return {compute_type(config_.training), device_, sharing()}; }
   void require_same_on_all_ranks() const;
   void require_same_validation() const;
   [[nodiscard]] StartingPoint starting_point();
@@ -123,6 +124,7 @@ class FineTuning {
   ModelInputs inputs_;
   data::PreparedData data_;
   std::shared_ptr<dist::Group> group_;
+  at::Device device_;
   fs::path output_dir_;
   nlohmann::json identity_;
   nlohmann::json resumed_;  ///< trainer_state.json of the checkpoint to continue from
@@ -145,8 +147,7 @@ model::Decoder FineTuning::make_model(const StartingPoint& start) const {
   config::ModelConfig options = config_.model;
   // A checkpoint holds the adapter's configuration too; the adapter that training began with may have been replaced.
   if (start.checkpoint && !options.adapter_name_or_path.empty()) options.adapter_name_or_path = *start.checkpoint;
-  model::Decoder model =
-      load_model(inputs_, options, compute_type(config_.training), config_.lora.lora_dropout, sharing());
+  model::Decoder model = load_model(inputs_, options, compute(), config_.lora.lora_dropout);
   if (!config_.lora.use_peft) {
     model.make_trainable_full();
   } else if (config_.model.adapter_name_or_path.empty()) {
@@ -175,7 +176,7 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
           .metrics = metrics,
           .state = state_,
           .full_training = !config_.lora.use_peft,
-          .peak_flops = device::measure_matmul_peak(compute_type(training))};
+          .peak_flops = device::measure_matmul_peak(compute_type(training), device_)};
   run.group = group_;
   if (group_->size() > 1) {
     std::vector<at::Tensor> leaves;
@@ -293,8 +294,8 @@ model::Decoder FineTuning::verified(model::Decoder model) const {
   const at::ScalarType type = compute_type(config_.training);
   const double expected = probe(model).loss;
   { const model::Decoder released = std::move(model); }
-  model::Decoder loaded =
-      load_result(output_dir_, inputs_.base, config_.lora.use_peft, type, weight_format(config_.model));
+  model::Decoder loaded = load_result(output_dir_, inputs_.base, config_.lora.use_peft, type,
+                                      {.quantization = weight_format(config_.model), .device = device_});
   const double actual = probe(loaded).loss;
   const at::ScalarType stored = config_.lora.use_peft ? at::kFloat : stored_type(inputs_.base.open_weights());
   const double tolerance = stored == at::kFloat || stored == type ? 1e-5 : 1e-2;  // rounded once more: half precision
@@ -430,7 +431,7 @@ void FineTuning::run_in_folder() {
   if (!is_main()) return;
   if (before_) log_evaluation("before training", *before_);
   if (after) log_evaluation("after training", *after);
-  write_results(config_, state_, before_, after);
+  write_results(config_, state_, {before_, after}, device_);
   require_in_place(output_dir_);
   finish_run(output_dir_, identity_);
   announce_result(config_);
@@ -442,8 +443,7 @@ void FineTuning::evaluate_only() {
     throw Error(ExitCode::kConfig, "do_train is false and there are no evaluation records",
                 "give validation_file or validation_split_percentage");
   }
-  const Evaluation evaluation =
-      evaluate_on_validation(load_model(inputs_, config_.model, compute_type(config_.training), {}, sharing()));
+  const Evaluation evaluation = evaluate_on_validation(load_model(inputs_, config_.model, compute()));
   if (!is_main()) return;
   log_evaluation("evaluation", evaluation);
   make_directories(output_dir_);
@@ -455,11 +455,12 @@ dist::GroupOptions group_options(const config::DistributedConfig& options) {
   return {.timeout = seconds(options.ddp_timeout), .peer_timeout = seconds(options.peer_timeout)};
 }
 
-void fine_tune_in(const std::shared_ptr<dist::Group>& group, TrainingInputs inputs) {
-  const config::Config& config = inputs.config;
-  FineTuning fine_tuning(config, std::move(inputs.model), std::move(inputs.data), group);
+void fine_tune_in(const std::shared_ptr<dist::Group>& group, TrainingInputs inputs, at::Device device) {
+  const config::Config config = std::move(inputs.config);
+  FineTuning fine_tuning(config, std::move(inputs), group, device);
   try {
     group->require_same("the configuration", shared_options(config).dump());
+    require_own_devices(*group, device);
     if (config.training.do_train) {
       fine_tuning.run();
     } else {
@@ -485,11 +486,12 @@ void fine_tune(const config::Config& given, const dist::Launch& launch) {
   if (launch.rank > 0) log::set_level(log::Level::kError);  // rank 0 warns for all
   const Watchdog watchdog(parse_section_limits(given.distributed.section_timeouts), log::name());
   std::optional<SectionMark> mark(std::in_place, Section::kSetup);
-  log::info("{}", start_device(given.device, launch.local_world_size).description());
+  const device::Device device = start_device(given.device, {launch.local_world_size, launch.local_rank});
+  log::info("{}", device.description());
   TrainingInputs inputs = prepare_training(given);
   mark.reset();
   const auto group = dist::Group::join(launch, group_options(given.distributed));  // tokenizing may take hours
-  fine_tune_in(group, std::move(inputs));
+  fine_tune_in(group, std::move(inputs), device.torch_device);
 }
 
 }  // namespace fettle::train

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/inputs.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -9,13 +14,48 @@
 #include "base/log.h"
 #include "hub/adapter.h"
 #include "ops/dispatch.h"
+#include "ops/rms_norm.h"
 
 namespace fettle::train {
+namespace {
 
-device::Device start_device(const config::DeviceConfig& options, int64_t processes) {
+/// Makes the GPU the current one, and tries it: whether it computes shows at the first kernel.
+void use_gpu(const device::Device& device) {
+  try {
+    c10::impl::getDeviceGuardImpl(device.torch_device.type())->setDevice(device.torch_device);
+    if (device.cuda_kernels != nullptr) {
+      ops::set_cuda_kernels(static_cast<const ops::cuda::KernelTable*>(device.cuda_kernels));
+    }
+    const at::Tensor one = at::ones({8, 8}, device.torch_device);
+    const auto result = ops::rms_norm(at::mm(one, one), at::ones({8}, device.torch_device), 0).sum().item<float>();
+    if (result == 64.0f) return;
+    throw Error(ExitCode::kUnavailable,
+                fmt::format("device: {} computes {} where 64 is right", device.torch_device.str(), result),
+                "see nvidia-smi, or use device=cpu");
+  } catch (const c10::Error& error) {
+    const std::string_view reason = error.what_without_backtrace();
+    throw Error(
+        ExitCode::kUnavailable,
+        fmt::format("device: {} cannot be used: {}", device.torch_device.str(), reason.substr(0, reason.find('\n'))),
+        "see nvidia-smi; GPUs of compute capability 8.0 and newer are served; or use device=cpu");
+  }
+}
+
+}  // namespace
+
+device::Device start_device(const config::DeviceConfig& options, const device::Place& place) {
   if (!options.fused_ops) log::warning("fused_ops is false: plain torch operations are slow and need more memory");
   ops::set_fused_ops(options.fused_ops);
-  return device::start(options, processes);
+  device::Device device = device::start(options, place);
+  if (device.torch_device.is_cpu()) return device;
+  try {
+    use_gpu(device);
+  } catch (const Error& error) {
+    if (options.device != "auto") throw;
+    log::warning("{}; computing on the CPU", error.what());
+    device.torch_device = at::kCPU;
+  }
+  return device;
 }
 
 ModelInputs load_inputs(const config::ModelConfig& model) {
@@ -49,10 +89,11 @@ std::optional<ops::WeightFormat> weight_format(const config::ModelConfig& model)
   return model.bnb_4bit_quant_type == "fp4" ? ops::WeightFormat::kFp4 : ops::WeightFormat::kNf4;
 }
 
-model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type,
-                          std::optional<double> lora_dropout, const std::optional<model::LayerSharing>& sharing) {
-  model::Decoder decoder = model::Decoder::load(inputs.spec, inputs.base.open_weights(), type,
-                                                {.sharing = sharing, .quantization = weight_format(model)});
+model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, const ComputeOptions& compute,
+                          std::optional<double> lora_dropout) {
+  const model::LoadOptions options{
+      .sharing = compute.sharing, .quantization = weight_format(model), .device = compute.device};
+  model::Decoder decoder = model::Decoder::load(inputs.spec, inputs.base.open_weights(), compute.type, options);
   if (model.adapter_name_or_path.empty()) return decoder;
   const auto folder = hub::resolve_folder(model.adapter_name_or_path, model, "adapter_name_or_path");
   hub::AdapterConfig adapter = hub::read_adapter_config(folder);

@@ -21,7 +21,7 @@ struct ModelInputs {
 };
 
 /// device::start, and ops with or without their own kernels, as fused_ops says.
-device::Device start_device(const config::DeviceConfig& options, int64_t processes = 1);
+device::Device start_device(const config::DeviceConfig& options, const device::Place& place = {});
 
 /// Throws Error as hub::resolve_model, model::DecoderSpec::from_config and text::Tokenizer::load.
 ModelInputs load_inputs(const config::ModelConfig& model);
@@ -35,10 +35,15 @@ at::ScalarType compute_type(const config::TrainingConfig& training);
 /// What load_in_8bit, load_in_4bit and bnb_4bit_quant_type ask for; none: the base is not quantized.
 std::optional<ops::WeightFormat> weight_format(const config::ModelConfig& model);
 
+/// What a model is computed with, besides its own options.
+struct ComputeOptions {
+  at::ScalarType type;
+  at::Device device = at::kCPU;
+  std::optional<model::LayerSharing> sharing = {};  ///< see model::LoadOptions
+};
+
 /// The base's weights, with those of adapter_name_or_path if it is set. `lora_dropout`: in place of the adapter's own.
-/// `sharing`: see model::Decoder::load.
-model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, at::ScalarType type,
-                          std::optional<double> lora_dropout = std::nullopt,
-                          const std::optional<model::LayerSharing>& sharing = std::nullopt);
+model::Decoder load_model(const ModelInputs& inputs, const config::ModelConfig& model, const ComputeOptions& compute,
+                          std::optional<double> lora_dropout = std::nullopt);
 
 }  // namespace fettle::train

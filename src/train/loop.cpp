@@ -235,30 +235,32 @@ void train(Run& run) {
 
 namespace {
 
-/// The gradient of micro-batch `i`; returns its share of the step's loss.
-double forward_backward(model::Decoder& model, const Step& step, size_t i) {
+/// The gradient of micro-batch `i`; returns its share of the step's loss, a scalar on the model's device.
+at::Tensor forward_backward(model::Decoder& model, const Step& step, size_t i) {
   const SectionMark mark(Section::kStep, fmt::format("micro-batch {} of {}", i + 1, step.batches.size()));
   device::seed(step.seeds[i]);
   const at::Tensor share = model.loss_sum(to_tensors(step.batches[i])).div(static_cast<double>(step.target_tokens));
   share.backward();
-  return share.item<double>();
+  return share.detach();
 }
 
 }  // namespace
 
 double forward_backward(model::Decoder& model, const Step& step, dist::GradientBuckets* gradients) {
   const TrainingMode mode(model);
-  double loss = 0;
+  std::vector<at::Tensor> shares;  // read at the end: reading one waits for a device to finish
   for (size_t i = 0; i < static_cast<size_t>(step.rounds); ++i) {
     const bool has_batch = i < step.batches.size() && stop_signal() == 0;
     if (gradients != nullptr) gradients->begin_batch(/*is_last=*/i + 1 == step.batches.size());
     if (has_batch && step.batches[i].target_tokens > 0) {
-      loss += forward_backward(model, step, i);
+      shares.push_back(forward_backward(model, step, i));
     } else {
       model.take_part();
     }
     if (gradients != nullptr) gradients->end_batch();
   }
+  double loss = 0;
+  for (const at::Tensor& share : shares) loss += share.item<double>();
   return loss;
 }
 

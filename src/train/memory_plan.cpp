@@ -14,6 +14,8 @@ namespace {
 constexpr double kFloatBytes = 4;
 /// Code and data of the program and its libraries, and oneDNN's compiled kernels.
 constexpr double kProgramBytes = 270e6;
+/// CUDA's context and the libraries' workspaces.
+constexpr double kCudaBytes = 800e6;
 /// What the allocator holds above the tensors that are alive: blocks of a step do not fit the holes of the last
 /// exactly.
 constexpr double kAllocator = 1.13;
@@ -45,6 +47,15 @@ double attention_bytes(const model::DecoderSpec& spec, const PlannedRun& run, do
   const double parts = 2 * kFloatBytes * static_cast<double>(run.tokens * spec.heads * spec.head_dim);
   return busy * head * (4 * element + kFloatBytes) +
          std::min(parts, std::max(ops::kAttentionPartBytes, busy * head * 2 * kFloatBytes));
+}
+
+/// Torch's flash attention takes bfloat16 and heads in steps of 8; without it the weights [H, L, L] of every layer are
+/// kept.
+double gpu_attention_bytes(const model::DecoderSpec& spec, const PlannedRun& run, double element, bool recomputes) {
+  const bool is_flash = element < kFloatBytes && spec.head_dim % 8 == 0 && spec.head_dim <= 256;
+  if (is_flash) return 0;
+  const double layer = static_cast<double>(spec.heads * run.longest * run.tokens) * element;
+  return recomputes ? layer : static_cast<double>(spec.layers) * layer;
 }
 
 /// Weights of the layers' matrices, which are what load_in_8bit and load_in_4bit change, and of the largest of them.
@@ -106,13 +117,14 @@ MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& con
   };
   const auto vocabulary = static_cast<double>(spec.vocab_size);
   const double row = vocabulary * element;
-  const double logits = row * static_cast<double>(ops::cross_entropy_chunk_rows(static_cast<int64_t>(row)));
+  const double logits = row * static_cast<double>(ops::cross_entropy_chunk_rows(static_cast<int64_t>(row),
+                                                                                run.is_on_gpu ? at::kCUDA : at::kCPU));
   const double head_gradient = is_full ? vocabulary * static_cast<double>(spec.hidden_size) * kFloatBytes : 0;
   const bool recomputes = training.gradient_checkpointing || stage == 3;
-  const bool copies = training.async_save && training.save_strategy != "no" && stage == 0;
+  const bool copies = !run.is_on_gpu && training.async_save && training.save_strategy != "no" && stage == 0;
 
   MemoryPlan plan;
-  plan.parts.push_back({"the program", kProgramBytes});
+  plan.parts.push_back({"the program", run.is_on_gpu ? kCudaBytes : kProgramBytes});
   add_base(plan, spec, config, run);
   plan.parts.push_back({"trained weights in float32", shared(3, trained * kFloatBytes)});
   if (!is_full && element < kFloatBytes) plan.parts.push_back({"the adapter to compute with", trained * element});
@@ -121,7 +133,8 @@ MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& con
   if (copies) plan.parts.push_back({"a copy for saving (async_save)", checkpoint_bytes(run.trained_weights), true});
   plan.parts.push_back({recomputes ? "activations (recomputed)" : "activations",
                         kAllocator * activation_bytes(spec, static_cast<double>(run.tokens), element, recomputes)});
-  plan.parts.push_back({"attention", attention_bytes(spec, run, element)});
+  plan.parts.push_back({"attention", run.is_on_gpu ? gpu_attention_bytes(spec, run, element, recomputes)
+                                                   : attention_bytes(spec, run, element)});
   plan.parts.push_back({"logits", kAllocator * logits + head_gradient});
   return plan;
 }

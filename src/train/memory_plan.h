@@ -32,10 +32,12 @@ struct PlannedRun {
   int64_t longest;      ///< document, in tokens
   int64_t threads;
   int64_t processes;
+  bool is_on_gpu = false;  ///< of which it has one
 };
 
 /// The peak resident memory of one process that trains on a CPU. Within 10 % of what is measured, for models whose
-/// needs are not lost beside the program's own (tests/interop/test_memory_plan.py).
+/// needs are not lost beside the program's own (tests/interop/test_memory_plan.py). Or of a GPU's memory, of which
+/// nothing has been measured yet.
 MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& config, const PlannedRun& run);
 
 /// Bytes of a checkpoint: the trained weights in float32 and the optimizer's two means.

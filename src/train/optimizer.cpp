@@ -68,7 +68,7 @@ AdamW::AdamW(std::vector<model::NamedTensor> parameters, const config::TrainingC
     Group& group = groups_[decays(parameter.name) ? 0 : 1];
     group.means.push_back(at::zeros_like(parameter.tensor));
     group.squared_means.push_back(at::zeros_like(parameter.tensor));
-    group.steps.push_back(at::zeros({}, at::kFloat));
+    group.steps.push_back(at::zeros({}, parameter.tensor.options().requires_grad(false)));
     group.parameters.push_back(std::move(parameter));
   }
 }

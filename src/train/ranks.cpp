@@ -3,17 +3,34 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <algorithm>
-#include <cstring>
+#include <unistd.h>
 
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+
+#include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
 
 namespace fettle::train {
+namespace {
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+}  // namespace
 
 std::string share_text(dist::Group& group, const std::string& text) {
   if (group.size() == 1) return text;
@@ -29,9 +46,37 @@ std::string share_text(dist::Group& group, const std::string& text) {
 void share_tensors(dist::Group& group, const std::vector<model::NamedTensor>& tensors) {
   if (group.size() == 1) return;
   const c10::NoGradGuard no_gradients;
-  std::vector<dist::Pending> pending;
-  for (const model::NamedTensor& tensor : tensors) pending.push_back(group.broadcast(tensor.tensor.detach(), 0));
+  constexpr size_t kMostInFlight = 8;  // each tensor of a GPU has a copy in the host's memory meanwhile
+  std::deque<dist::Pending> pending;
+  for (const model::NamedTensor& tensor : tensors) {
+    if (pending.size() == kMostInFlight) {
+      pending.front().wait();
+      pending.pop_front();
+    }
+    pending.push_back(group.broadcast(tensor.tensor.detach(), 0));
+  }
   for (dist::Pending& each : pending) each.wait();
+}
+
+void require_own_devices(dist::Group& group, at::Device device) {
+  if (group.size() == 1) return;
+  group.require_same("the device", c10::DeviceTypeName(device.type(), /*lower_case=*/true));
+  if (device.is_cpu()) return;
+  const auto variable = [](const char* name) -> std::string_view {
+    const char* value = std::getenv(name);
+    return value == nullptr ? "" : value;
+  };
+  const std::string place =
+      fmt::format("{}, CUDA_VISIBLE_DEVICES={}, {}", host_name(), variable("CUDA_VISIBLE_DEVICES"), device.str());
+  const at::Tensor places = at::zeros({group.size()}, at::kLong);  // every rank fills its own: the sum is all of them
+  auto* of_rank = places.mutable_data_ptr<int64_t>();
+  of_rank[group.rank()] = static_cast<int64_t>(std::hash<std::string>()(place));
+  group.all_reduce(places).wait();
+  for (int64_t rank = 0; rank < group.size(); ++rank) {
+    if (rank == group.rank() || of_rank[rank] != of_rank[group.rank()]) continue;
+    throw Error(ExitCode::kConfig, fmt::format("ranks {} and {} have one GPU ({})", group.rank(), rank, place),
+                "start one process a GPU; the launcher's local rank chooses it, or CUDA_VISIBLE_DEVICES");
+  }
 }
 
 std::string weights_fingerprint(const hub::TensorSource& source) {

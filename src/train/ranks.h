@@ -17,6 +17,10 @@ std::string share_text(dist::Group& group, const std::string& text);
 /// Overwrites the tensors of every rank with rank 0's. All ranks call it, with equal shapes and types.
 void share_tensors(dist::Group& group, const std::vector<model::NamedTensor>& tensors);
 
+/// Throws Error{kConfig} if the ranks compute on different kinds of device, or two of them on one GPU. All ranks call
+/// it.
+void require_own_devices(dist::Group& group, at::Device device);
+
 /// SHA-256 over names, types, shapes and contents of the tensors: of all bytes up to 256 MiB in all, of larger models a
 /// page of every 256 KiB of a tensor, which tells one model from another but not every damage.
 std::string weights_fingerprint(const hub::TensorSource& source);

@@ -81,7 +81,7 @@ StepMetrics Report::metrics() const {
   line.model_flops_per_second = flops_ / seconds_;
   const double peak = run_.peak_flops * static_cast<double>(run_.group->size());
   if (peak > 0) line.mfu = line.model_flops_per_second / peak;
-  line.memory_bytes = device::memory_bytes();
+  line.memory_bytes = device::memory_bytes(run_.model.device());
   return line;
 }
 

@@ -12,8 +12,9 @@
 
 namespace fettle::train {
 
-void write_results(const config::Config& config, const TrainingState& state, const std::optional<Evaluation>& before,
-                   const std::optional<Evaluation>& after) {
+void write_results(const config::Config& config, const TrainingState& state, const Evaluations& evaluations,
+                   at::Device device) {
+  const auto& [before, after] = evaluations;
   nlohmann::ordered_json results = {{"train_loss", state.loss_sum / static_cast<double>(state.step)},
                                     {"train_runtime", state.seconds},
                                     {"train_tokens", state.tokens},
@@ -31,7 +32,7 @@ void write_results(const config::Config& config, const TrainingState& state, con
     results["eval_target_tokens"] = after->target_tokens;
     results["eval_records"] = after->records;
   }
-  results["peak_memory_bytes"] = device::peak_memory_bytes();
+  results["peak_memory_bytes"] = device::peak_memory_bytes(device);
   const std::filesystem::path folder = config.output.output_dir;
   write_file(folder / "README.md", model_card(config, results));
   write_file(folder / "all_results.json", results.dump(2) + '\n');
@@ -43,6 +44,7 @@ void announce_result(const config::Config& config) {
   std::string model = "--model_name_or_path=" + (adapter ? config.model.model_name_or_path : folder);
   if (adapter) model += " --adapter_name_or_path=" + folder;
   if (adapter && !config.model.tokenizer_name.empty()) model += " --tokenizer_name=" + config.model.tokenizer_name;
+  if (adapter) model += quantization_arguments(config.model);
   log::info("the {} is in {}", adapter ? "adapter" : "model", folder);
   log::info("try it: fettle generate {} --prompt=\"...\"", model);
 }

@@ -2,6 +2,8 @@
 /// What a finished run tells beside its weights.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <optional>
 
 #include "config/config.h"
@@ -10,10 +12,16 @@
 
 namespace fettle::train {
 
-/// Writes all_results.json and the model card into output_dir. `before` and `after`: the evaluations around training.
-/// Throws Error{kIo} or {kPermission}.
-void write_results(const config::Config& config, const TrainingState& state, const std::optional<Evaluation>& before,
-                   const std::optional<Evaluation>& after);
+/// The evaluations around training.
+struct Evaluations {
+  const std::optional<Evaluation>& before;
+  const std::optional<Evaluation>& after;
+};
+
+/// Writes all_results.json and the model card into output_dir. `device`: whose memory is reported. Throws Error{kIo} or
+/// {kPermission}.
+void write_results(const config::Config& config, const TrainingState& state, const Evaluations& evaluations,
+                   at::Device device);
 
 /// Logs where the result is and how to try it.
 void announce_result(const config::Config& config);

@@ -106,14 +106,14 @@ void save_full_model(const fs::path& folder, const model::Decoder& model, const 
 }
 
 model::Decoder load_result(const fs::path& folder, const hub::ModelFolder& base, bool is_adapter,
-                           at::ScalarType compute_type, std::optional<ops::WeightFormat> quantization) {
+                           at::ScalarType compute_type, const model::LoadOptions& options) {
   if (!is_adapter) {
     const nlohmann::json config = nlohmann::json::parse(read_file(folder / "config.json"));
     return model::Decoder::load(model::DecoderSpec::from_config(config), hub::TensorSource::open_safetensors(folder),
-                                compute_type);
+                                compute_type, options);
   }
-  model::Decoder model = model::Decoder::load(model::DecoderSpec::from_config(base.config), base.open_weights(),
-                                              compute_type, {.quantization = quantization});
+  model::Decoder model =
+      model::Decoder::load(model::DecoderSpec::from_config(base.config), base.open_weights(), compute_type, options);
   model.load_adapter(hub::read_adapter_config(folder), hub::open_adapter_weights(folder));
   return model;
 }

@@ -45,6 +45,6 @@ at::ScalarType stored_type(const hub::TensorSource& source);
 /// The weights of a saved result, loaded as any other program would: `base`, quantized or not, and its adapter, or a
 /// full model in `folder`.
 model::Decoder load_result(const std::filesystem::path& folder, const hub::ModelFolder& base, bool is_adapter,
-                           at::ScalarType compute_type, std::optional<ops::WeightFormat> quantization = {});
+                           at::ScalarType compute_type, const model::LoadOptions& options = {});
 
 }  // namespace fettle::train

@@ -25,7 +25,7 @@ namespace {
 constexpr double kSlowBytesPerSecond = 20e6;
 constexpr double kSlowSeconds = 2;
 
-/// Copies `live` into `copies`, which are made at the first call.
+/// Copies `live`, wherever it is, into `copies` in the machine's memory, which are made at the first call.
 void copy_tensors(const std::vector<model::NamedTensor>& live, std::vector<model::NamedTensor>& copies) {
   const c10::NoGradGuard no_gradients;
   copies.resize(live.size());
@@ -34,7 +34,7 @@ void copy_tensors(const std::vector<model::NamedTensor>& live, std::vector<model
     if (copies[i].tensor.defined()) {
       copies[i].tensor.copy_(live[i].tensor);
     } else {
-      copies[i].tensor = live[i].tensor.detach().clone();
+      copies[i].tensor = live[i].tensor.detach().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true);
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <deque>
 #include <numeric>
 #include <string_view>
 #include <utility>
@@ -126,9 +127,15 @@ std::vector<model::NamedTensor> Shards::owned() const {
 
 void Shards::share_updated() const {
   const c10::NoGradGuard no_gradients;
-  std::vector<dist::Pending> pending;
+  constexpr size_t kMostInFlight = 8;  // each tensor of a GPU has a copy in the host's memory meanwhile
+  std::deque<dist::Pending> pending;
   for (size_t i = 0; i < owners_.size(); ++i) {
-    if (is_held_by_all(i)) pending.push_back(group_->broadcast(parameters_[i].tensor.detach(), owners_[i]));
+    if (!is_held_by_all(i)) continue;
+    if (pending.size() == kMostInFlight) {
+      pending.front().wait();
+      pending.pop_front();
+    }
+    pending.push_back(group_->broadcast(parameters_[i].tensor.detach(), owners_[i]));
   }
   for (dist::Pending& each : pending) each.wait();
 }

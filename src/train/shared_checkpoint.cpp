@@ -86,7 +86,7 @@ std::string write_shared(dist::Group& group, const fs::path& file, std::vector<S
   return hub::write_safetensors(file, views, metadata, [&](const hub::TensorView& view) {
     const SharedTensor& tensor = *next++;
     assert(tensor.name == view.name);
-    values = on_main(tensor);
+    values = on_main(tensor).cpu();
     if (!is_held(group, tensor)) group.receive(values, tensor.holder);
     require_finite({{view.name, values}});
     return bytes_of(values);

@@ -31,7 +31,7 @@ class Requests {
   [[nodiscard]] at::Tensor get(size_t index) {
     ask(static_cast<int64_t>(index));
     const SharedTensor& tensor = tensors_[index];
-    if (tensor.tensor.defined()) return tensor.tensor.detach().to(type_).contiguous();
+    if (tensor.tensor.defined()) return tensor.tensor.detach().to(at::kCPU, type_).contiguous();
     at::Tensor values = at::empty(tensor.shape, type_);
     group_.receive(values, tensor.holder);
     return values;
@@ -111,7 +111,7 @@ void verify_shared_model(dist::Group& group, const fs::path& folder, const std::
 void verify_adapter(const fs::path& folder, const std::vector<model::NamedTensor>& tensors) {
   const hub::TensorSource saved = hub::open_adapter_weights(folder);
   for (const model::NamedTensor& each : tensors) {
-    require_same_bytes(saved, folder, each.name, each.tensor.detach().contiguous());
+    require_same_bytes(saved, folder, each.name, each.tensor.detach().cpu().contiguous());
   }
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/tensor_file.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/aminmax.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
@@ -69,7 +71,9 @@ void TensorReader::read(const model::NamedTensor& target) {
   if (stored == nullptr) fail(target.name, "is missing");
   if (stored->shape != target.tensor.sizes().vec()) fail(target.name, "has another shape");
   if (stored->dtype != file_type(target) || !target.tensor.is_contiguous()) fail(target.name, "has another type");
-  std::memcpy(target.tensor.mutable_data_ptr(), stored->bytes.data(), stored->bytes.size());
+  const c10::NoGradGuard no_gradients;
+  auto* data = const_cast<std::byte*>(stored->bytes.data());  // from_blob has no const form
+  target.tensor.detach().copy_(at::from_blob(data, stored->shape, target.tensor.options().device(at::kCPU)));
 }
 
 void TensorReader::finish() const {

@@ -36,14 +36,14 @@ TEST(SaveAdapter, ReadBackItIsTheSameModel) {
   EXPECT_EQ(evaluate(loaded, tiny_dataset(5), kOrder).loss, evaluate(model, tiny_dataset(5), kOrder).loss);
   config::ModelConfig with_adapter = stories();
   with_adapter.adapter_name_or_path = folder.path();
-  const model::Decoder given = load_model(inputs, with_adapter, at::kBFloat16);
+  const model::Decoder given = load_model(inputs, with_adapter, {at::kBFloat16});
   EXPECT_EQ(evaluate(given, tiny_dataset(5), kOrder).loss, evaluate(model, tiny_dataset(5), kOrder).loss);
 }
 
 TEST(SaveFullModel, ReadBackItIsTheSameModel) {
   const TemporaryFolder folder;
   const ModelInputs inputs = load_inputs(stories());
-  model::Decoder model = load_model(inputs, stories(), at::kFloat);
+  model::Decoder model = load_model(inputs, stories(), {at::kFloat});
   model.make_trainable_full();
   model.trainable().front().tensor.data().mul_(1.25);
   save_full_model(folder.path(), model, inputs.base, inputs.tokenizer, 400'000);

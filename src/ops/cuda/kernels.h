@@ -93,7 +93,7 @@ struct CrossEntropy {
 
 /// Values of quantised weights, in row-major order over the whole tensor; element i has the scale i / group. 4 bits:
 /// its code is in byte i / 2, the even element's in the high half (as bitsandbytes), and its value codebook[code] ·
-/// scale. 8 bits: the code is signed, its value code · scale, and `codebook` null.
+/// scale. 8 bits: the code is signed, its value code · scale.
 struct Dequantize {
   Type type;  ///< of the values
   int32_t bits;
@@ -101,7 +101,7 @@ struct Dequantize {
   int64_t group;
   const void* codes;
   const float* scales;
-  const float* codebook;  ///< [16]
+  float codebook[16];
   void* values;
 };
 

@@ -240,7 +240,7 @@ TEST_F(CudaFrontDoors, Dequantize) {
           .group = 64,
           .codes = moved_codes.const_data_ptr(),
           .scales = moved_scales.const_data_ptr<float>(),
-          .codebook = nullptr,
+          .codebook = {},
           .values = on_gpu.mutable_data_ptr()});
   const at::Tensor expected = codes.view(at::kChar).to(at::kFloat) * scales.repeat_interleave(64).narrow(0, 0, kCount);
   EXPECT_TRUE(at::equal(on_gpu.cpu(), expected.to(at::kBFloat16)));

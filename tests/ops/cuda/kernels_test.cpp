@@ -414,8 +414,9 @@ TEST_F(CudaKernels, Dequantize) {
                          .group = group,
                          .codes = codes.const_data_ptr(),
                          .scales = scales.const_data_ptr<float>(),
-                         .codebook = bits == 4 ? codebook.const_data_ptr<float>() : nullptr,
+                         .codebook = {},
                          .values = nullptr};
+            std::copy_n(codebook.const_data_ptr<float>(), 16, p.codebook);
             const at::Tensor actual = under_schedules([&] {
               const at::Tensor values = unwritten({count}, type, offset);
               p.values = values.mutable_data_ptr();

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "device/device.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+#include <malloc.h>
+#include <omp.h>
+#include <sched.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <new>
+#include <sstream>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "device/cuda.h"
+
+namespace fettle::device {
+namespace {
+
+/// The value of "<key> <n> kB" in a file of the kernel, in bytes; 0 if there is none.
+int64_t kernel_bytes(const char* path, std::string_view key) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with(key)) continue;
+    std::istringstream value(line.substr(key.size()));
+    int64_t kibibytes = 0;
+    value >> kibibytes;
+    return kibibytes * 1024;
+  }
+  return 0;
+}
+
+/// Whether the launcher gave this process cores of its own (mpirun --bind-to, srun --cpu-bind): fewer than the launcher
+/// itself may use.
+bool is_bound_by_launcher() {
+  cpu_set_t own;
+  cpu_set_t parents;
+  return ::sched_getaffinity(0, sizeof(own), &own) == 0 &&
+         ::sched_getaffinity(::getppid(), sizeof(parents), &parents) == 0 && CPU_COUNT(&own) < CPU_COUNT(&parents);
+}
+
+/// A step frees what the next one needs again. By default glibc hands large blocks back to the kernel, which clears
+/// their pages anew at every step: a fifth of the time of full fine-tuning, a twentieth of LoRA's. The peak is the
+/// same.
+void keep_freed_memory() {
+  ::mallopt(M_MMAP_MAX, 0);  // large blocks from the heap too
+  ::mallopt(M_TRIM_THRESHOLD, -1);
+}
+
+/// Whether the machine has NVIDIA's driver.
+bool has_nvidia_driver() {
+  return std::filesystem::exists("/proc/driver/nvidia/version");
+}
+
+/// Chooses the GPU of this process, one each.
+void start_cuda(Device& device, const Place& place) {
+  // Batches differ in length: blocks that can grow leave fewer holes.
+  ::setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True", /*overwrite=*/0);
+  const auto* present = c10::impl::hasDeviceGuardImpl(at::kCUDA) ? c10::impl::getDeviceGuardImpl(at::kCUDA) : nullptr;
+  const CudaLibraries cuda = present != nullptr ? CudaLibraries{nullptr, present->deviceCount()} : load_cuda();
+  // Under a launcher that shows each process its own, their numbers begin anew. Whether two have one is asked later.
+  device.torch_device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(place.index % cuda.gpus));
+  device.cuda_kernels = cuda.kernels;
+}
+
+/// Statistics of torch's allocator, of all kinds of blocks.
+c10::CachingDeviceAllocator::Stat allocated(at::Device device) {
+  const auto stats = at::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
+}
+
+}  // namespace
+
+std::string Device::description() const {
+  if (!torch_device.is_cpu()) {
+    return fmt::format("{}, {:.1f} GB of memory; {}, {} thread{}", torch_device.str(),
+                       static_cast<double>(memory_capacity_bytes(torch_device)) / 1e9, processor.name, threads,
+                       threads == 1 ? "" : "s");
+  }
+  return fmt::format("cpu: {}, {} thread{}, {}, {} bf16 instructions", processor.name, threads, threads == 1 ? "" : "s",
+                     processor.vector_instructions, processor.bf16_instructions ? "with" : "without");
+}
+
+Device start(const config::DeviceConfig& options, const Place& place) {
+  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda") {
+    throw Error(ExitCode::kUsage, fmt::format("device: there is no '{}' in this build", options.device),
+                "use device=cpu, cuda or auto");
+  }
+  if (options.num_threads < 0) {
+    throw Error(ExitCode::kUsage, fmt::format("num_threads is {}", options.num_threads), "use 0 for all cores");
+  }
+  std::ifstream file("/proc/cpuinfo");
+  std::stringstream cpuinfo;
+  cpuinfo << file.rdbuf();
+  Device device;
+  device.processor = parse_processor(cpuinfo.str());
+  const int64_t sharers = place.processes > 1 && is_bound_by_launcher() ? 1 : place.processes;
+  device.threads = options.num_threads > 0 ? options.num_threads : std::max<int64_t>(1, usable_cores() / sharers);
+  at::set_num_threads(static_cast<int>(device.threads));
+  // oneDNN keeps a compiled kernel for every length of a batch that it meets, by default 1,024 of them: half a gigabyte
+  // where batches differ. A step needs some 40.
+  ::setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160", /*overwrite=*/0);
+  keep_freed_memory();
+  if (options.device == "cuda") {
+    start_cuda(device, place);
+  } else if (options.device == "auto" && has_nvidia_driver()) {
+    try {
+      start_cuda(device, place);
+    } catch (const Error& error) {
+      log::warning("{}; computing on the CPU", error.what());
+    }
+  }
+  return device;
+}
+
+void work_in_background() {
+  constexpr int kNice = 10;                           // a tenth of a core where training needs all
+  const auto thread = static_cast<id_t>(::gettid());  // on Linux a thread has a priority of its own
+  ::setpriority(PRIO_PROCESS, thread,
+                ::getpriority(PRIO_PROCESS, thread) + kNice);  // where it fails, the thread only competes
+  at::init_num_threads();
+  omp_set_num_threads(1);  // of this thread's parallel regions
+}
+
+void seed(uint64_t value) {
+  at::Generator cpu = at::detail::getDefaultCPUGenerator();
+  cpu.set_current_seed(value);
+  if (!at::globalContext().hasCUDA()) return;
+  at::Generator cuda = at::globalContext().defaultGenerator(at::kCUDA);  // of the current device
+  cuda.set_current_seed(value);
+}
+
+int64_t memory_capacity_bytes(at::Device device) {
+  if (!device.is_cpu()) {
+    return static_cast<int64_t>(at::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).second);
+  }
+  const int64_t machine = kernel_bytes("/proc/meminfo", "MemTotal:");
+  int64_t group = 0;
+  const bool limited = static_cast<bool>(std::ifstream("/sys/fs/cgroup/memory.max") >> group);
+  return limited && group > 0 ? std::min(group, machine) : machine;
+}
+
+int64_t memory_bytes(at::Device device) {
+  if (!device.is_cpu()) return allocated(device).current;
+  return kernel_bytes("/proc/self/status", "VmRSS:");
+}
+
+int64_t peak_memory_bytes(at::Device device) {
+  if (!device.is_cpu()) return allocated(device).peak;
+  return kernel_bytes("/proc/self/status", "VmHWM:");
+}
+
+bool is_out_of_memory(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return true;
+  if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr) return true;
+  const auto* general = dynamic_cast<const c10::Error*>(&error);  // what the allocator of the CPU throws
+  return general != nullptr &&
+         std::string(general->what_without_backtrace()).find("DefaultCPUAllocator") != std::string::npos;
+}
+
+double measure_matmul_peak(at::ScalarType type, at::Device device) {
+  using Clock = std::chrono::steady_clock;
+  constexpr double kSeconds = 0.2;
+  constexpr double kShort = 0.002;  // of a product that starting it may slow down: a larger one says more
+  constexpr int64_t kLargest = 4096;
+  const c10::NoGradGuard no_gradients;
+  int64_t size = 1024;
+  at::Tensor left = at::ones({size, size}, at::dtype(type).device(device));
+  const auto multiply = [&] {
+    const auto start = Clock::now();
+    at::mm(left, left);
+    if (!device.is_cpu()) c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  multiply();  // the first product also builds its kernel
+  double best = 0;
+  const auto begin = Clock::now();
+  do {
+    const double seconds = multiply();
+    best = std::max(best, 2.0 * static_cast<double>(size * size * size) / seconds);
+    if (seconds < kShort && size < kLargest) {
+      size *= 2;
+      left = at::ones({size, size}, left.options());
+      multiply();
+    }
+  } while (std::chrono::duration<double>(Clock::now() - begin).count() < kSeconds);
+  return best;
+}
+
+}  // namespace fettle::device
