@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <iterator>
 #include <thread>
@@ -229,17 +230,27 @@ Pending Group::all_reduce(const at::Tensor& tensor) {
 Pending Group::reduce(const at::Tensor& tensor, int64_t root) {
   if (!connection_) return {};
   const at::Tensor host = on_host(tensor);
-  auto progress = connection_->gloo->reduce(host, root);
-  if (rank() != root) return start(std::move(progress), "a sum over the ranks", {}, host);
-  return start(std::move(progress), "a sum over the ranks", tensor, host);
+  return start(connection_->gloo->reduce(host, root), "a sum over the ranks", rank() == root ? tensor : at::Tensor(),
+               host);
 }
 
 Pending Group::broadcast(const at::Tensor& tensor, int64_t root) {
   if (!connection_) return {};
   const at::Tensor host = on_host(tensor);
-  auto progress = connection_->gloo->broadcast(host, root);
-  if (rank() == root) return start(std::move(progress), "a broadcast", {}, host);
-  return start(std::move(progress), "a broadcast", tensor, host);
+  return start(connection_->gloo->broadcast(host, root), "a broadcast", rank() == root ? at::Tensor() : tensor, host);
+}
+
+void Group::broadcast_all(const std::vector<Broadcast>& broadcasts) {
+  constexpr size_t kMostInFlight = 8;
+  std::deque<Pending> pending;
+  for (const auto& [tensor, root] : broadcasts) {
+    if (pending.size() == kMostInFlight) {
+      pending.front().wait();
+      pending.pop_front();
+    }
+    pending.push_back(broadcast(tensor, root));
+  }
+  for (Pending& each : pending) each.wait();
 }
 
 void Group::send(const at::Tensor& tensor, int64_t to) {

@@ -68,6 +68,12 @@ class Group {
   /// The sum over the ranks arrives at `root`; elsewhere the tensor's values are undefined afterwards.
   [[nodiscard]] Pending reduce(const at::Tensor& tensor, int64_t root);
   [[nodiscard]] Pending broadcast(const at::Tensor& tensor, int64_t root);
+  struct Broadcast {
+    at::Tensor tensor;
+    int64_t root;
+  };
+  /// All of them, a few on their way at once: each tensor of a GPU has a copy in the host's memory meanwhile.
+  void broadcast_all(const std::vector<Broadcast>& broadcasts);
   /// Return when the tensor may be changed again, or has arrived. Type and shape are the same on both sides.
   void send(const at::Tensor& tensor, int64_t to);
   void receive(const at::Tensor& tensor, int64_t from);

@@ -14,7 +14,6 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <functional>
 
 #include "base/error.h"
@@ -46,16 +45,9 @@ std::string share_text(dist::Group& group, const std::string& text) {
 void share_tensors(dist::Group& group, const std::vector<model::NamedTensor>& tensors) {
   if (group.size() == 1) return;
   const c10::NoGradGuard no_gradients;
-  constexpr size_t kMostInFlight = 8;  // each tensor of a GPU has a copy in the host's memory meanwhile
-  std::deque<dist::Pending> pending;
-  for (const model::NamedTensor& tensor : tensors) {
-    if (pending.size() == kMostInFlight) {
-      pending.front().wait();
-      pending.pop_front();
-    }
-    pending.push_back(group.broadcast(tensor.tensor.detach(), 0));
-  }
-  for (dist::Pending& each : pending) each.wait();
+  std::vector<dist::Group::Broadcast> broadcasts;
+  for (const model::NamedTensor& tensor : tensors) broadcasts.push_back({tensor.tensor.detach(), 0});
+  group.broadcast_all(broadcasts);
 }
 
 void require_own_devices(dist::Group& group, at::Device device) {

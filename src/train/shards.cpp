@@ -6,7 +6,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <deque>
 #include <numeric>
 #include <string_view>
 #include <utility>
@@ -127,17 +126,11 @@ std::vector<model::NamedTensor> Shards::owned() const {
 
 void Shards::share_updated() const {
   const c10::NoGradGuard no_gradients;
-  constexpr size_t kMostInFlight = 8;  // each tensor of a GPU has a copy in the host's memory meanwhile
-  std::deque<dist::Pending> pending;
+  std::vector<dist::Group::Broadcast> broadcasts;
   for (size_t i = 0; i < owners_.size(); ++i) {
-    if (!is_held_by_all(i)) continue;
-    if (pending.size() == kMostInFlight) {
-      pending.front().wait();
-      pending.pop_front();
-    }
-    pending.push_back(group_->broadcast(parameters_[i].tensor.detach(), owners_[i]));
+    if (is_held_by_all(i)) broadcasts.push_back({parameters_[i].tensor.detach(), owners_[i]});
   }
-  for (dist::Pending& each : pending) each.wait();
+  group_->broadcast_all(broadcasts);
 }
 
 }  // namespace fettle::train
