@@ -60,6 +60,7 @@ CudaFolders cuda_folders() {
 }
 
 CudaLibraries load_cuda(const CudaFolders& folders) {
+  if (const int64_t present = count_gpus(); present > 0) return {nullptr, present};
   const auto torch = folders.torch / kTorchLibrary;
   if (!std::filesystem::exists(torch)) {
     throw Error(ExitCode::kUsage,

@@ -18,13 +18,15 @@ struct CudaFolders {
 CudaFolders cuda_folders();
 
 struct CudaLibraries {
-  const void* kernels;  ///< const ops::cuda::KernelTable*, for ops::set_cuda_kernels (this room does not know ops)
-  int64_t gpus;         ///< that this process sees (CUDA_VISIBLE_DEVICES), at least 1
+  const void*
+      kernels;   ///< null or const ops::cuda::KernelTable*, for ops::set_cuda_kernels (this room does not know ops)
+  int64_t gpus;  ///< that this process sees (CUDA_VISIBLE_DEVICES), at least 1
 };
 
 /// Loads both libraries, for as long as the process lives. Call once, before any tensor work: torch asks only once
-/// whether it has CUDA. Throws Error, in one line each: kUsage where a library is missing or cannot be loaded,
-/// kUnavailable where there is no driver or GPU.
+/// whether it has CUDA. In a process that has CUDA from elsewhere nothing is loaded, and there are no kernels. Throws
+/// Error, in one line each: kUsage where a library is missing or cannot be loaded, kUnavailable where there is no
+/// driver or GPU.
 CudaLibraries load_cuda(const CudaFolders& folders = cuda_folders());
 
 }  // namespace fettle::device

@@ -27,7 +27,6 @@
 #include <sstream>
 
 #include "base/error.h"
-#include "base/log.h"
 #include "device/cuda.h"
 
 namespace fettle::device {
@@ -61,22 +60,6 @@ bool is_bound_by_launcher() {
 void keep_freed_memory() {
   ::mallopt(M_MMAP_MAX, 0);  // large blocks from the heap too
   ::mallopt(M_TRIM_THRESHOLD, -1);
-}
-
-/// Whether the machine has NVIDIA's driver.
-bool has_nvidia_driver() {
-  return std::filesystem::exists("/proc/driver/nvidia/version");
-}
-
-/// Chooses the GPU of this process, one each.
-void start_cuda(Device& device, const Place& place) {
-  // Batches differ in length: blocks that can grow leave fewer holes.
-  ::setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True", /*overwrite=*/0);
-  const auto* present = c10::impl::hasDeviceGuardImpl(at::kCUDA) ? c10::impl::getDeviceGuardImpl(at::kCUDA) : nullptr;
-  const CudaLibraries cuda = present != nullptr ? CudaLibraries{nullptr, present->deviceCount()} : load_cuda();
-  // Under a launcher that shows each process its own, their numbers begin anew. Whether two have one is asked later.
-  device.torch_device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(place.index % cuda.gpus));
-  device.cuda_kernels = cuda.kernels;
 }
 
 /// Statistics of torch's allocator, of all kinds of blocks.
@@ -117,16 +100,21 @@ Device start(const config::DeviceConfig& options, const Place& place) {
   // where batches differ. A step needs some 40.
   ::setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160", /*overwrite=*/0);
   keep_freed_memory();
-  if (options.device == "cuda") {
-    start_cuda(device, place);
-  } else if (options.device == "auto" && has_nvidia_driver()) {
-    try {
-      start_cuda(device, place);
-    } catch (const Error& error) {
-      log::warning("{}; computing on the CPU", error.what());
-    }
-  }
   return device;
+}
+
+bool wants_gpu(const config::DeviceConfig& options) {
+  const bool has_driver = std::filesystem::exists("/proc/driver/nvidia/version");
+  return options.device == "cuda" || (options.device == "auto" && has_driver);
+}
+
+void choose_gpu(Device& device, const Place& place) {
+  // Batches differ in length: blocks that can grow leave fewer holes.
+  ::setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True", /*overwrite=*/0);
+  const CudaLibraries cuda = load_cuda();
+  // Under a launcher that shows each process its own, their numbers begin anew. Whether two have one is asked later.
+  device.torch_device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(place.index % cuda.gpus));
+  device.cuda_kernels = cuda.kernels;
 }
 
 void work_in_background() {

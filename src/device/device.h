@@ -46,9 +46,15 @@ struct Device {
 };
 
 /// Sets the process's thread counts from the options; where num_threads is 0, the processes of a run share the
-/// machine's cores. Call once, before any tensor work. A GPU is loaded and chosen, not yet used. Throws Error{kUsage}
-/// or {kUnavailable} for a device that this build does not know or cannot find.
+/// machine's cores. Call once, before any tensor work. The device is the CPU until choose_gpu. Throws Error{kUsage} for
+/// one that this build does not know.
 Device start(const config::DeviceConfig& options, const Place& place = {});
+
+/// Whether the options ask for a GPU: device=cuda, or auto where NVIDIA's driver is.
+bool wants_gpu(const config::DeviceConfig& options);
+
+/// Loads what a GPU needs and chooses the one of this process, each its own; it is not yet used. Throws as load_cuda.
+void choose_gpu(Device& device, const Place& place);
 
 /// The calling thread gives way to the others: lower priority, and its tensor work stays on it alone.
 void work_in_background();

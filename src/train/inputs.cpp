@@ -47,8 +47,9 @@ device::Device start_device(const config::DeviceConfig& options, const device::P
   if (!options.fused_ops) log::warning("fused_ops is false: plain torch operations are slow and need more memory");
   ops::set_fused_ops(options.fused_ops);
   device::Device device = device::start(options, place);
-  if (device.torch_device.is_cpu()) return device;
+  if (!device::wants_gpu(options)) return device;
   try {
+    device::choose_gpu(device, place);
     use_gpu(device);
   } catch (const Error& error) {
     if (options.device != "auto") throw;
