@@ -21,7 +21,8 @@ int evaluate(const Arguments& arguments) {
     throw Error(ExitCode::kUsage, "fettle eval needs evaluation records", "give validation_file");
   }
   train::require_vocabulary(inputs, *data.validation);
-  const model::Decoder model = train::load_model(inputs, config->model, {train::compute_type(config->training), device.torch_device});
+  const model::Decoder model =
+      train::load_model(inputs, config->model, {train::compute_type(config->training), device.torch_device});
   const data::OrderOptions order = {config->data.max_seq_length, config->data.packing, /*shuffle=*/false,
                                     config->training.seed, config->training.per_device_eval_batch_size};
   const train::Evaluation evaluation = config->eval.per_record.empty()

@@ -48,11 +48,10 @@ void check_length(const model::Decoder& model, size_t prompt, int64_t max_new_to
   const double needed = model::KvCache::bytes(model.spec(), length, model.dtype());
   const auto memory = static_cast<double>(device::memory_capacity_bytes(model.device()));
   if (needed > memory) {
-    throw Error(
-        ExitCode::kOutOfMemory,
-        fmt::format("{} tokens of prompt and answer need {:.1f} GB for keys and values; there are {:.1f}",
-                    length, needed / 1e9, memory / 1e9),
-        "give a smaller max_new_tokens");
+    throw Error(ExitCode::kOutOfMemory,
+                fmt::format("{} tokens of prompt and answer need {:.1f} GB for keys and values; there are {:.1f}",
+                            length, needed / 1e9, memory / 1e9),
+                "give a smaller max_new_tokens");
   }
   if (length > model.spec().max_positions) {
     log::warning("the prompt's {} tokens and max_new_tokens {} exceed the {} positions that the model was made for",
@@ -97,7 +96,8 @@ int generate(const Arguments& arguments) {
   if (config->generation.prompt == "-") config->generation.prompt = standard_input();
   const train::ModelInputs inputs = train::load_inputs(config->model);
   const std::vector<int32_t> prompt = data::generation_prompt(config->generation, config->data, inputs.tokenizer);
-  const model::Decoder model = train::load_model(inputs, config->model, {train::compute_type(config->training), device.torch_device});
+  const model::Decoder model =
+      train::load_model(inputs, config->model, {train::compute_type(config->training), device.torch_device});
   check_length(model, prompt.size(), config->generation.max_new_tokens);
   TextStream text(inputs.tokenizer);
   model::generate(model, prompt, config->generation, static_cast<uint64_t>(config->training.seed),

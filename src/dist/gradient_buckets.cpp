@@ -23,7 +23,7 @@ struct Bucket {
   int64_t elements = 0;
   int64_t parameters = 0;
   at::TensorOptions options = at::kFloat;  ///< of its parameters' gradients
-  bool is_kept = true;   ///< by this rank: it owns it, or all do
+  bool is_kept = true;                     ///< by this rank: it owns it, or all do
   at::Tensor flat = {};  ///< float32 [elements]; of a bucket that is not kept only from the first gradient on
   int64_t missing = 0;   ///< gradients that the last backward has not accumulated yet
   Pending sum = {};

@@ -245,11 +245,10 @@ at::Tensor Decoder::logits(const at::Tensor& hidden) const {
 
 at::Tensor Decoder::loss_sum(const Batch& batch) const {
   TORCH_CHECK(batch.labels.defined() && batch.labels.sizes() == batch.tokens.sizes(), "Decoder: labels are int64 [T]");
-  // Here, where they are on the host: on a device the operator could only look at them by waiting.
-  TORCH_CHECK(batch.labels.max().item<int64_t>() < spec().vocab_size, "Decoder: a label is outside the vocabulary");
   const at::Tensor hidden = hidden_states(batch);
   if (impl_->device.is_cpu()) return ops::linear_cross_entropy(hidden, impl_->head->value(), batch.labels);
-  // The operator would compute rows without a target too: it cannot know them without waiting.
+  // What the operator could only know by waiting: whether labels are valid, and which rows have a target.
+  TORCH_CHECK(batch.labels.max().item<int64_t>() < spec().vocab_size, "Decoder: a label is outside the vocabulary");
   const at::Tensor rows = at::nonzero(batch.labels != ops::kIgnore).squeeze(1);
   return ops::linear_cross_entropy(hidden.index_select(0, moved(rows, impl_->device)), impl_->head->value(),
                                    moved(batch.labels.index_select(0, rows), impl_->device));

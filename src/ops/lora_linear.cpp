@@ -41,8 +41,8 @@ struct Saved {
     }
     return all;
   }
-  /// `formats` and `rows` of each projection's weight: see below.
-  static Saved restore(const variable_list& all, const std::vector<int64_t>& formats, const std::vector<int64_t>& rows,
+  /// `formats` of each projection's weight: see below; `outputs` [T, O] of each: the gradients of its output.
+  static Saved restore(const variable_list& all, const std::vector<int64_t>& formats, const variable_list& outputs,
                        size_t lora) {
     auto next = all.begin();
     const auto take = [&next](size_t count) {
@@ -56,8 +56,8 @@ struct Saved {
       if (formats[i] == kDense) {
         saved.weights.emplace_back(codes);
       } else {
-        saved.weights.emplace_back(
-            QuantizedWeight{static_cast<WeightFormat>(formats[i]), rows[i], saved.x.size(1), codes, *next++});
+        saved.weights.emplace_back(QuantizedWeight{static_cast<WeightFormat>(formats[i]), outputs[i].size(1),
+                                                   saved.x.size(1), codes, *next++});
       }
     }
     saved.matrices = take(2 * lora);
@@ -91,7 +91,6 @@ class LoraLinear : public torch::autograd::Function<LoraLinear> {
     project_down(saved, options.dropout);
     std::vector<int64_t> lora_of;  // of every projection: its pair of matrices, or -1
     std::vector<int64_t> formats;
-    std::vector<int64_t> weight_rows;
     variable_list outputs;
     int64_t pair = 0;
     for (const LoraProjection& projection : projections) {
@@ -102,7 +101,6 @@ class LoraLinear : public torch::autograd::Function<LoraLinear> {
       lora_of.push_back(projection.a.defined() ? pair++ : -1);
       saved.weights.push_back(projection.weight);
       formats.push_back(Saved::format(projection.weight));
-      weight_rows.push_back(rows(projection.weight));
       outputs.push_back(y);
     }
     context->save_for_backward(saved.flatten());
@@ -110,7 +108,6 @@ class LoraLinear : public torch::autograd::Function<LoraLinear> {
     context->saved_data["dropout"] = options.dropout;
     context->saved_data["lora_of"] = lora_of;
     context->saved_data["formats"] = formats;
-    context->saved_data["rows"] = weight_rows;
     return outputs;
   }
 
@@ -118,8 +115,8 @@ class LoraLinear : public torch::autograd::Function<LoraLinear> {
     const std::vector<int64_t> lora_of = context->saved_data["lora_of"].toIntVector();
     const double scaling = context->saved_data["scaling"].toDouble();
     const auto lora = static_cast<size_t>(std::ranges::count_if(lora_of, [](int64_t pair) { return pair >= 0; }));
-    const Saved saved = Saved::restore(context->get_saved_variables(), context->saved_data["formats"].toIntVector(),
-                                       context->saved_data["rows"].toIntVector(), lora);
+    const Saved saved =
+        Saved::restore(context->get_saved_variables(), context->saved_data["formats"].toIntVector(), gradients, lora);
 
     const bool x_needs_gradient = context->needs_input_grad(0);
     variable_list results(1 + saved.matrices.size() + 2);

@@ -7,6 +7,7 @@
 #include "ops/attention.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/quantized_weight.h"
+#include "train/inputs.h"
 
 namespace fettle::train {
 namespace {
@@ -80,8 +81,8 @@ void add_base(MemoryPlan& plan, const model::DecoderSpec& spec, const config::Co
   const bool is_shared = run.processes > 1 && config.distributed.zero_stage == 3;
   const double share = is_shared ? 1 / static_cast<double>(run.processes) : 1;
   const auto weights = static_cast<double>(model::parameter_count(spec));
-  const bool is_quantized = config.model.load_in_4bit || config.model.load_in_8bit;
-  const Matrices quantized = is_quantized ? matrices(spec) : Matrices{};
+  const std::optional<ops::WeightFormat> format = weight_format(config.model);
+  const Matrices quantized = format ? matrices(spec) : Matrices{};
   const double whole = weights - quantized.all;
   if (!config.lora.use_peft) {
     // In float32 the trained weights are what the model computes with.
@@ -91,9 +92,9 @@ void add_base(MemoryPlan& plan, const model::DecoderSpec& spec, const config::Co
   } else {
     plan.parts.push_back({"weights to compute with", whole * element * share});
   }
-  if (!is_quantized) return;
+  if (!format) return;
   const double scale = kFloatBytes / static_cast<double>(ops::kQuantizationBlock);
-  const double code = config.model.load_in_4bit ? 0.5 : 1.0;
+  const double code = *format == ops::WeightFormat::kInt8 ? 1.0 : 0.5;
   plan.parts.push_back({"quantized weights", quantized.all * (code + scale)});
   plan.parts.push_back({"one of them expanded", quantized.largest * element});
 }

@@ -10,7 +10,7 @@ __device__ float sigmoid(float x) {
 }
 
 template <typename T, int kWidth>
-__device__ void forward_at(const Swiglu& p, int64_t i) {
+__device__ void compute(const Swiglu& p, int64_t i) {
   float gate[kWidth];
   float up[kWidth];
   load(static_cast<const T*>(p.gate) + i, gate);
@@ -20,7 +20,7 @@ __device__ void forward_at(const Swiglu& p, int64_t i) {
 }
 
 template <typename T, int kWidth>
-__device__ void backward_at(const SwigluGradient& p, int64_t i) {
+__device__ void compute(const SwigluGradient& p, int64_t i) {
   float dy[kWidth];
   float gate[kWidth];
   float up[kWidth];
@@ -41,42 +41,31 @@ __device__ int64_t thread_of_grid() {
   return int64_t{blockIdx.x} * kThreads + threadIdx.x;
 }
 
-template <typename T, int kWidth>
-__global__ void __launch_bounds__(kThreads) forward(Swiglu p) {
+template <typename T, int kWidth, typename Arguments>
+__global__ void __launch_bounds__(kThreads) each(Arguments p) {
   const int64_t whole = p.count - p.count % kWidth;
   const int64_t threads = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = thread_of_grid() * kWidth; i < whole; i += threads * kWidth) forward_at<T, kWidth>(p, i);
-  for (int64_t i = whole + thread_of_grid(); i < p.count; i += threads) forward_at<T, 1>(p, i);
+  for (int64_t i = thread_of_grid() * kWidth; i < whole; i += threads * kWidth) compute<T, kWidth>(p, i);
+  for (int64_t i = whole + thread_of_grid(); i < p.count; i += threads) compute<T, 1>(p, i);
 }
 
-template <typename T, int kWidth>
-__global__ void __launch_bounds__(kThreads) backward(SwigluGradient p) {
-  const int64_t whole = p.count - p.count % kWidth;
-  const int64_t threads = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = thread_of_grid() * kWidth; i < whole; i += threads * kWidth) backward_at<T, kWidth>(p, i);
-  for (int64_t i = whole + thread_of_grid(); i < p.count; i += threads) backward_at<T, 1>(p, i);
-}
-
-Grid grid_of(int64_t count, int width) {
-  return {.blocks = divide_up(count, int64_t{kThreads} * width)};
+template <typename T, typename Arguments>
+Failure run(const Arguments& p, bool by_vectors, void* stream) {
+  constexpr int kWidth = kVector<T>;
+  const Grid grid{.blocks = divide_up(p.count, int64_t{kThreads} * (by_vectors ? kWidth : 1))};
+  return by_vectors ? launch(each<T, kWidth, Arguments>, grid, stream, p)
+                    : launch(each<T, 1, Arguments>, grid, stream, p);
 }
 
 }  // namespace
 
 Failure swiglu(const Swiglu& p, void* stream) {
-  return with_type(p.type, [&]<typename T>(T) {
-    constexpr int kWidth = kVector<T>;
-    return is_vectorizable<T>(0, p.gate, p.up, p.y) ? launch(forward<T, kWidth>, grid_of(p.count, kWidth), stream, p)
-                                                    : launch(forward<T, 1>, grid_of(p.count, 1), stream, p);
-  });
+  return with_type(p.type, [&]<typename T>(T) { return run<T>(p, is_vectorizable<T>(0, p.gate, p.up, p.y), stream); });
 }
 
 Failure swiglu_backward(const SwigluGradient& p, void* stream) {
   return with_type(p.type, [&]<typename T>(T) {
-    constexpr int kWidth = kVector<T>;
-    return is_vectorizable<T>(0, p.dy, p.gate, p.up, p.d_gate, p.d_up)
-               ? launch(backward<T, kWidth>, grid_of(p.count, kWidth), stream, p)
-               : launch(backward<T, 1>, grid_of(p.count, 1), stream, p);
+    return run<T>(p, is_vectorizable<T>(0, p.dy, p.gate, p.up, p.d_gate, p.d_up), stream);
   });
 }
 
