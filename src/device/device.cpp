@@ -5,7 +5,7 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/ones.h>
+#include <ATen/ops/randn.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
@@ -96,9 +96,11 @@ Device start(const config::DeviceConfig& options, const Place& place) {
   const int64_t sharers = place.processes > 1 && is_bound_by_launcher() ? 1 : place.processes;
   device.threads = options.num_threads > 0 ? options.num_threads : std::max<int64_t>(1, usable_cores() / sharers);
   at::set_num_threads(static_cast<int>(device.threads));
-  // oneDNN keeps a compiled kernel for every length of a batch that it meets, by default 1,024 of them: half a gigabyte
-  // where batches differ. A step needs some 40.
-  ::setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160", /*overwrite=*/0);
+  // oneDNN keeps a compiled kernel for every length of a batch that it meets, and torch keeps it too, by default 1,024
+  // of them each: half a gigabyte where batches differ. A step needs some 40.
+  for (const char* cache : {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}) {
+    ::setenv(cache, "96", /*overwrite=*/0);
+  }
   keep_freed_memory();
   return device;
 }
@@ -162,6 +164,10 @@ bool is_out_of_memory(const std::exception& error) {
          std::string(general->what_without_backtrace()).find("DefaultCPUAllocator") != std::string::npos;
 }
 
+void synchronize(at::Device device) {
+  if (!device.is_cpu()) c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
+}
+
 double measure_matmul_peak(at::ScalarType type, at::Device device) {
   using Clock = std::chrono::steady_clock;
   constexpr double kSeconds = 0.2;
@@ -169,11 +175,13 @@ double measure_matmul_peak(at::ScalarType type, at::Device device) {
   constexpr int64_t kLargest = 4096;
   const c10::NoGradGuard no_gradients;
   int64_t size = 1024;
-  at::Tensor left = at::ones({size, size}, at::dtype(type).device(device));
+  // Random numbers: a GPU multiplies equal ones faster than any that occur.
+  const at::Tensor block = at::randn({size, size}, at::detail::createCPUGenerator(1)).to(device, type);
+  at::Tensor left = block;
   const auto multiply = [&] {
     const auto start = Clock::now();
     at::mm(left, left);
-    if (!device.is_cpu()) c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
+    synchronize(device);
     return std::chrono::duration<double>(Clock::now() - start).count();
   };
   multiply();  // the first product also builds its kernel
@@ -184,7 +192,7 @@ double measure_matmul_peak(at::ScalarType type, at::Device device) {
     best = std::max(best, 2.0 * static_cast<double>(size * size * size) / seconds);
     if (seconds < kShort && size < kLargest) {
       size *= 2;
-      left = at::ones({size, size}, left.options());
+      left = block.repeat({size / block.size(0), size / block.size(0)});
       multiply();
     }
   } while (std::chrono::duration<double>(Clock::now() - begin).count() < kSeconds);

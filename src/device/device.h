@@ -69,6 +69,9 @@ int64_t memory_capacity_bytes(at::Device device = at::kCPU);
 int64_t memory_bytes(at::Device device = at::kCPU);
 int64_t peak_memory_bytes(at::Device device = at::kCPU);
 
+/// Waits until all that was asked of an accelerator is done.
+void synchronize(at::Device device);
+
 /// Whether an exception means that memory ran out, here or in libtorch.
 bool is_out_of_memory(const std::exception& error);
 
