@@ -22,6 +22,7 @@
 #include "ops/linear_cross_entropy.h"
 #include "ops/rms_norm.h"
 #include "ops/rotary.h"
+#include "ops/to_device.h"
 
 namespace fettle::model {
 namespace {
@@ -70,12 +71,6 @@ at::Tensor transform(const Layer& layer, int64_t index, const at::Tensor& x, con
   const double eps = stream.spec.norm_eps;
   const at::Tensor attended = x + attend(layer, index, ops::rms_norm(x, layer.input_norm.value(), eps), stream);
   return attended + feed_forward(layer, ops::rms_norm(attended, layer.post_attention_norm.value(), eps), stream);
-}
-
-/// A batch's tensor where the model is. From pinned memory, or the host would wait until the device has done all that
-/// it was given before.
-at::Tensor moved(const at::Tensor& tensor, at::Device device) {
-  return device.is_cpu() ? tensor : tensor.pin_memory().to(device, tensor.scalar_type(), /*non_blocking=*/true);
 }
 
 void check(const Batch& batch, const KvCache* cache) {
@@ -207,17 +202,17 @@ Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, 
 at::Tensor Decoder::hidden_states(const Batch& batch, KvCache* cache) const {
   check(batch, cache);
   const DecoderImpl& model = *impl_;
-  const RopeTable rope = rope_table(model.spec.rope, batch.positions, batch.cu_seqlens, model.dtype);
+  const RopeTable rope = rope_table(model.spec.rope, batch.positions, batch.cu_seqlens, {model.dtype, model.device});
   const Stream stream{.spec = model.spec,
                       .cu_seqlens = batch.cu_seqlens,
-                      .rope = {moved(rope.cos, model.device), moved(rope.sin, model.device)},
+                      .rope = {rope.cos, rope.sin},
                       .lora = model.lora_options(),
                       .cache = cache};
   if (model.gathered) {
     TORCH_CHECK(cache == nullptr, "Decoder: no cache with shared layers");
     model.gathered->begin_forward(at::GradMode::is_enabled());
   }
-  at::Tensor x = model.embedding->rows(moved(batch.tokens, model.device));  // [T, C]
+  at::Tensor x = model.embedding->rows(ops::to_device(batch.tokens, model.device));  // [T, C]
   for (int64_t i = 0; i < model.spec.layers; ++i) {
     const Layer& layer = model.layers[static_cast<size_t>(i)];
     if (model.checkpoints_gradients && cache == nullptr) {
@@ -250,8 +245,8 @@ at::Tensor Decoder::loss_sum(const Batch& batch) const {
   // What the operator could only know by waiting: whether labels are valid, and which rows have a target.
   TORCH_CHECK(batch.labels.max().item<int64_t>() < spec().vocab_size, "Decoder: a label is outside the vocabulary");
   const at::Tensor rows = at::nonzero(batch.labels != ops::kIgnore).squeeze(1);
-  return ops::linear_cross_entropy(hidden.index_select(0, moved(rows, impl_->device)), impl_->head->value(),
-                                   moved(batch.labels.index_select(0, rows), impl_->device));
+  return ops::linear_cross_entropy(hidden.index_select(0, ops::to_device(rows, impl_->device)), impl_->head->value(),
+                                   ops::to_device(batch.labels.index_select(0, rows), impl_->device));
 }
 
 void Decoder::take_part() const {

@@ -25,9 +25,15 @@ struct RopeTable {
   at::Tensor sin;
 };
 
-/// Computed in float32, then cast to `dtype` as transformers does. `positions` int64 [T]; each document's length is its
-/// last position + 1, so the continuation of a cached document counts its past.
+/// What a table is computed for, and on.
+struct RopeTarget {
+  at::ScalarType dtype = at::kFloat;
+  at::Device device = at::kCPU;
+};
+
+/// Computed in float32, then cast as transformers does. `positions` int64 [T] on the host; each document's length is
+/// its last position + 1, so the continuation of a cached document counts its past.
 RopeTable rope_table(const RopeSpec& rope, const at::Tensor& positions, const std::vector<int32_t>& cu_seqlens,
-                     at::ScalarType dtype);
+                     const RopeTarget& target);
 
 }  // namespace fettle::model

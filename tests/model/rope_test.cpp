@@ -38,10 +38,10 @@ TEST(Rope, DynamicScalingLooksAtEachDocumentsOwnLength) {
   config["rope_scaling"] = {{"type", "dynamic"}, {"factor", 2.0}};
   const RopeSpec rope = DecoderSpec::from_config(config).rope;
   const Batch batch = testing::random_batch({20, 8, 1, 12}, 10);
-  const RopeTable packed = rope_table(rope, batch.positions, batch.cu_seqlens, at::kFloat);
+  const RopeTable packed = rope_table(rope, batch.positions, batch.cu_seqlens, {at::kFloat});
   for (size_t i = 0; i < 4; ++i) {
     const Batch alone = testing::document(batch, i);
-    const RopeTable table = rope_table(rope, alone.positions, alone.cu_seqlens, at::kFloat);
+    const RopeTable table = rope_table(rope, alone.positions, alone.cu_seqlens, {at::kFloat});
     EXPECT_TRUE(at::equal(packed.cos.narrow(0, batch.cu_seqlens[i], alone.tokens.size(0)), table.cos)) << i;
     EXPECT_TRUE(at::equal(packed.sin.narrow(0, batch.cu_seqlens[i], alone.tokens.size(0)), table.sin)) << i;
   }
@@ -51,8 +51,8 @@ TEST(Rope, DynamicScalingLooksAtEachDocumentsOwnLength) {
 TEST(Rope, TableIsCastAfterTheCosine) {
   const RopeSpec rope = DecoderSpec::from_config(testing::tiny_config()).rope;
   const at::Tensor positions = at::arange(100, at::kLong);
-  const RopeTable wide = rope_table(rope, positions, {0, 100}, at::kFloat);
-  const RopeTable narrow = rope_table(rope, positions, {0, 100}, at::kBFloat16);
+  const RopeTable wide = rope_table(rope, positions, {0, 100}, {at::kFloat});
+  const RopeTable narrow = rope_table(rope, positions, {0, 100}, {at::kBFloat16});
   EXPECT_TRUE(at::equal(wide.cos.to(at::kBFloat16), narrow.cos));
   EXPECT_TRUE(at::equal(wide.sin.to(at::kBFloat16), narrow.sin));
 }

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "ops/dispatch.h"
+#include "ops/to_device.h"
 
 // Why not torch's own autograd of _flash_attention_forward: its backward adds up the query's gradient in whatever order
 // blocks finish, unless torch is told to be deterministic, which other operations answer with errors. Steps are to be
@@ -92,7 +93,7 @@ at::Tensor flash_attention(const at::Tensor& query, const at::Tensor& key, const
   }
   // A copy for every layer, from pinned memory, so that the host does not wait; a model that kept one tensor a batch
   // would save some microseconds.
-  const at::Tensor boundaries = at::tensor(cu_seqlens, at::kInt).pin_memory().to(query.device(), /*non_blocking=*/true);
+  const at::Tensor boundaries = to_device(at::tensor(cu_seqlens, at::kInt), query.device());
   return FlashAttention::apply(query.contiguous(), key.contiguous(), value.contiguous(),
                                Documents{boundaries, spec.scale, longest, spec.window > 0 ? spec.window - 1 : -1});
 }
