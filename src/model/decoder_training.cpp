@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// What of a decoder is trained: LoRA, whole modules, or everything.
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
@@ -199,9 +200,14 @@ std::vector<NamedTensor> Decoder::trainable() const {
 }
 
 void Decoder::refresh_compute_weights() {
-  for (Parameter* parameter : impl_->parameters()) {
-    parameter->refresh();
+  std::vector<at::Tensor> values;
+  std::vector<at::Tensor> masters;
+  for (const Parameter* parameter : impl_->parameters()) {
+    if (!parameter->copies_master()) continue;
+    values.push_back(parameter->stored());
+    masters.push_back(parameter->master().detach());
   }
+  if (!values.empty()) at::_foreach_copy_(values, masters);
 }
 
 std::vector<NamedTensor> Decoder::adapter_tensors() const {

@@ -116,10 +116,8 @@ void Parameter::train_elsewhere() {
   master_ = at::zeros({}, value_.options().dtype(at::kFloat)).expand(value_.sizes()).requires_grad_(true);
 }
 
-void Parameter::refresh() {
-  if (is_trained() && !is_elsewhere_ && value_.scalar_type() != at::kFloat) {
-    value_.copy_(master_.detach());
-  }
+bool Parameter::copies_master() const {
+  return is_trained() && !is_elsewhere_ && value_.scalar_type() != at::kFloat;
 }
 
 }  // namespace fettle::model

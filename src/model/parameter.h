@@ -43,8 +43,8 @@ class Parameter {
   void train(const at::Tensor& start);
   /// The same for one that is elsewhere, as its master is: a leaf of its shape that only collects the gradient.
   void train_elsewhere();
-  /// Copies the master into the compute type.
-  void refresh();
+  /// Whether the value is a copy of the master, in another type, that goes stale when the master changes.
+  [[nodiscard]] bool copies_master() const;
 
   [[nodiscard]] bool is_elsewhere() const { return is_elsewhere_; }
   /// The value of one that is elsewhere, in the compute type.
