@@ -133,6 +133,18 @@ std::string start_cuda() {
   return {};
 }
 
+void stop_cuda() {
+  set_cuda_kernels(nullptr);
+}
+
+std::string why_no_device() {
+  return {};
+}
+
+bool draws_as_the_cpu() {
+  return true;
+}
+
 std::optional<int64_t> waits_for_device() {
   return stand_in::waits();
 }

@@ -22,6 +22,18 @@ std::string start_cuda() {
   return reason;
 }
 
+void stop_cuda() {
+  set_cuda_kernels(nullptr);
+}
+
+std::string why_no_device() {
+  return start_cuda();
+}
+
+bool draws_as_the_cpu() {
+  return false;
+}
+
 std::optional<int64_t> waits_for_device() {
   return {};
 }
