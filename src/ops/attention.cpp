@@ -8,6 +8,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -257,6 +258,7 @@ at::Tensor visible(int64_t queries, int64_t keys, int64_t window, at::Device dev
 
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const AttentionSpec& spec,
                      const std::vector<int32_t>& cu_seqlens) {
+  RECORD_FUNCTION("fettle::attention", c10::ArrayRef<const c10::IValue>());
   check(query, key, value);
   TORCH_CHECK(query.size(0) == key.size(0) && !cu_seqlens.empty() && cu_seqlens.front() == 0 &&
                   cu_seqlens.back() == query.size(0) && std::ranges::is_sorted(cu_seqlens),

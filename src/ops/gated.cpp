@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/silu.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "ops/cpu/kernels.h"
@@ -77,6 +78,7 @@ class Swiglu : public torch::autograd::Function<Swiglu> {
 }  // namespace
 
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
+  RECORD_FUNCTION("fettle::swiglu", c10::ArrayRef<const c10::IValue>());
   TORCH_CHECK(gate.sizes() == up.sizes() && gate.scalar_type() == up.scalar_type(), "swiglu: gate ", gate.sizes(),
               " and up ", up.sizes(), " of one type");
   if (!has_kernel(gate)) {

@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "ops/cpu/kernels.h"
@@ -63,6 +64,7 @@ class Rotary : public torch::autograd::Function<Rotary> {
 }  // namespace
 
 at::Tensor apply_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  RECORD_FUNCTION("fettle::rotary", c10::ArrayRef<const c10::IValue>());
   TORCH_CHECK(x.dim() == 3 && cos.dim() == 2 && cos.sizes() == sin.sizes() && cos.size(0) == x.size(0) &&
                   2 * cos.size(1) <= x.size(2) && cos.scalar_type() == x.scalar_type() &&
                   sin.scalar_type() == x.scalar_type(),
