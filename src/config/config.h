@@ -97,6 +97,7 @@ struct TrainingConfig {
   bool gradient_checkpointing = false;
   double logging_steps = 10;
   bool logging_first_step = true;
+  int64_t profile_steps = 0;            ///< steps whose time is taken apart; 0: none
   std::string eval_strategy = "no";     ///< no steps epoch
   double eval_steps = 0;                ///< 0: logging_steps; < 1: a ratio of all steps
   std::string save_strategy = "steps";  ///< no steps epoch

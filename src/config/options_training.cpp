@@ -126,7 +126,7 @@ std::vector<Option> loop_options() {
   };
 }
 
-std::vector<Option> interval_options() {
+std::vector<Option> logging_options() {
   return {
       {.name = "logging_steps",
        .slot = slot<&TrainingConfig::logging_steps>,
@@ -137,6 +137,17 @@ std::vector<Option> interval_options() {
        .slot = slot<&TrainingConfig::logging_first_step>,
        .help = "Also log the first step.",
        .commands = kTrain},
+      {.name = "profile_steps",
+       .slot = slot<&TrainingConfig::profile_steps>,
+       .help = "Show where the time of so many steps goes, from the fourth on: a table in the log, profile.json, and "
+               "trace.json for a trace viewer; 0: none.",
+       .commands = kTrain,
+       .range = at_least(0)},
+  };
+}
+
+std::vector<Option> interval_options() {
+  return {
       {.name = "eval_strategy",
        .slot = slot<&TrainingConfig::eval_strategy>,
        .help = "When to evaluate during training.",
@@ -186,7 +197,7 @@ std::vector<Option> interval_options() {
 }  // namespace
 
 std::vector<Option> training_options() {
-  return join({batch_options(), optimizer_options(), loop_options(), interval_options()});
+  return join({batch_options(), optimizer_options(), loop_options(), logging_options(), interval_options()});
 }
 
 }  // namespace fettle::config::table

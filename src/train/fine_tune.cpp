@@ -178,6 +178,9 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
           .full_training = !config_.lora.use_peft,
           .peak_flops = device::measure_matmul_peak(compute_type(training), device_)};
   run.group = group_;
+  if (training.profile_steps > 0 && group_->is_main()) {
+    run.profiler = std::make_shared<Profiler>(config_.output.output_dir, training.profile_steps, device_);
+  }
   if (group_->size() > 1) {
     std::vector<at::Tensor> leaves;
     for (const model::NamedTensor& parameter : run.parameters) leaves.push_back(parameter.tensor);

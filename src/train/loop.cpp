@@ -2,6 +2,7 @@
 #include "train/loop.h"
 
 #include <ATen/ops/tensor.h>
+#include <ATen/record_function.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -98,6 +99,7 @@ class TrainingMode {
 };
 
 void update(Run& run, double learning_rate) {
+  RECORD_FUNCTION("fettle::optimizer", c10::ArrayRef<const c10::IValue>());
   run.is_whole = false;  // until the step is counted
   run.optimizer.step(learning_rate);
   run.optimizer.clear_gradients();
@@ -173,36 +175,43 @@ class StopBound {
 struct Agreement {
   double loss = 0;  ///< of all
   bool saves = false;
+  at::Tensor own_norm;  ///< gradient_norm of this rank's
 };
 
 /// The rank's share of a step, and then the sum over all: the gradients, the loss, whether rank 0's clock says to save,
 /// and whether any was told to stop; then all drop the step.
 Agreement step_gradient(Run& run, const Step& step, const SavePlan& plan) {
   if (run.gradients) run.gradients->begin();
-  const double share = forward_backward(run.model, step, run.gradients.get());
+  const std::vector<at::Tensor> shares = forward_backward(run.model, step, run.gradients.get());
   if (run.gradients) run.gradients->finish();
+  const at::Tensor norm = gradient_norm(run.parameters);  // before anything is read: a device has all it needs then
   const bool saves = run.group->is_main() && plan.is_long_ago(run);
-  const at::Tensor sums = at::tensor({share, saves ? 1.0 : 0.0, stop_signal() == 0 ? 0.0 : 1.0}, at::kDouble);
+  const at::Tensor sums = at::tensor({sum(shares), saves ? 1.0 : 0.0, stop_signal() == 0 ? 0.0 : 1.0}, at::kDouble);
   run.group->all_reduce(sums).wait();
   if (sums[2].item<double>() > 0) stop(run);
-  return {sums[0].item<double>(), sums[1].item<double>() > 0};
+  return {sums[0].item<double>(), sums[1].item<double>() > 0, norm};
 }
 
 void run_steps(Run& run, StopDeferral& deferral) {
   Report report(run);
   SavePlan saves;
   StopBound bound;
-  evaluate_if_owed(run, report);
+  if (run.state.owes_evaluation) {
+    evaluate_if_owed(run, report);
+    saves.save_if_due(run, /*epoch_ended=*/false, /*long_ago=*/false);  // its checkpoint owes it no longer
+  }
   while (run.state.step < run.total_steps) {
+    if (run.profiler) run.profiler->step_begins();
     const Stopwatch watch;
     const double learning_rate = run.schedule.learning_rate(run.state.step);
     Cursor next = run.state.cursor;
     const Step step = run.loader.next(next);
-    const auto [loss, saves_by_clock] = step_gradient(run, step, saves);
-    const double norm = clip_gradients(run.parameters, run.options.max_grad_norm, run.shards.norm_group());
+    const auto [loss, saves_by_clock, own_norm] = step_gradient(run, step, saves);
+    const double norm = clip_gradients(run.parameters, own_norm, run.options.max_grad_norm, run.shards.norm_group());
     require_finite(run, loss, norm, learning_rate);
     require_no_spike(run, norm, learning_rate);
     update(run, learning_rate);
+    if (run.profiler) run.profiler->step_ended(step.tokens);
     bound.step_done(step, watch.seconds());
     deferral.set_bound(bound.seconds(run));
     report.count(step, next, {loss, norm, learning_rate, watch.seconds()});
@@ -246,9 +255,9 @@ at::Tensor forward_backward(model::Decoder& model, const Step& step, size_t i) {
 
 }  // namespace
 
-double forward_backward(model::Decoder& model, const Step& step, dist::GradientBuckets* gradients) {
+std::vector<at::Tensor> forward_backward(model::Decoder& model, const Step& step, dist::GradientBuckets* gradients) {
   const TrainingMode mode(model);
-  std::vector<at::Tensor> shares;  // read at the end: reading one waits for a device to finish
+  std::vector<at::Tensor> shares;
   for (size_t i = 0; i < static_cast<size_t>(step.rounds); ++i) {
     const bool has_batch = i < step.batches.size() && stop_signal() == 0;
     if (gradients != nullptr) gradients->begin_batch(/*is_last=*/i + 1 == step.batches.size());
@@ -259,9 +268,13 @@ double forward_backward(model::Decoder& model, const Step& step, dist::GradientB
     }
     if (gradients != nullptr) gradients->end_batch();
   }
-  double loss = 0;
-  for (const at::Tensor& share : shares) loss += share.item<double>();
-  return loss;
+  return shares;
+}
+
+double sum(const std::vector<at::Tensor>& scalars) {
+  double sum = 0;
+  for (const at::Tensor& scalar : scalars) sum += scalar.item<double>();
+  return sum;
 }
 
 model::Batch to_tensors(const data::Batch& batch) {

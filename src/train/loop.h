@@ -14,6 +14,7 @@
 #include "model/decoder.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/profile.h"
 #include "train/saver.h"
 #include "train/schedule.h"
 #include "train/shards.h"
@@ -39,6 +40,7 @@ struct Run {
   Saver* saver = nullptr;                     ///< of checkpoints, on rank 0 or on all; null: none are wanted
   std::shared_ptr<dist::Group> group = dist::Group::alone();
   std::shared_ptr<dist::GradientBuckets> gradients = {};  ///< sums them over the ranks; null: there is one rank
+  std::shared_ptr<Profiler> profiler = {};                ///< null: none is wanted
   Shards shards = {};                                     ///< what the ranks share out
   bool is_whole = true;                            ///< weights, optimizer and state are those after the same step
   std::optional<Evaluation> last_evaluation = {};  ///< set where the last step was evaluated
@@ -54,9 +56,14 @@ struct Run {
 void train(Run& run);
 
 /// Adds the gradients of the rank's share of the step's loss, the mean over all target tokens, to those the model has,
-/// and returns that share. `gradients`, if there are any, sums over the ranks what it can meanwhile. The model is in
-/// training mode only in here. After a stop signal the micro-batches that are left are left out.
-double forward_backward(model::Decoder& model, const Step& step, dist::GradientBuckets* gradients = nullptr);
+/// and returns that share: scalars on the model's device, one a micro-batch. `gradients`, if there are any, sums over
+/// the ranks what it can meanwhile. The model is in training mode only in here. After a stop signal the micro-batches
+/// that are left are left out.
+std::vector<at::Tensor> forward_backward(model::Decoder& model, const Step& step,
+                                         dist::GradientBuckets* gradients = nullptr);
+
+/// Their sum. It waits until a device has computed them.
+double sum(const std::vector<at::Tensor>& scalars);
 
 /// A batch as tensors.
 model::Batch to_tensors(const data::Batch& batch);

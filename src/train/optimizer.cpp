@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/optimizer.h"
 
+#include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
@@ -9,6 +10,7 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
@@ -45,20 +47,28 @@ bool decays(std::string_view name) {
   return true;
 }
 
-double clip_gradients(const std::vector<model::NamedTensor>& parameters, double max_norm, dist::Group* group) {
+at::Tensor gradient_norm(const std::vector<model::NamedTensor>& parameters) {
+  RECORD_FUNCTION("fettle::clip_gradients", c10::ArrayRef<const c10::IValue>());
   const c10::NoGradGuard no_gradients;
   const std::vector<at::Tensor> gradients = gradients_of(parameters);
-  double norm = 0;
-  if (!gradients.empty()) norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, 2)), 2).item<double>();
+  if (gradients.empty()) return at::zeros({});
+  return at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, 2)), 2);
+}
+
+double clip_gradients(const std::vector<model::NamedTensor>& parameters, const at::Tensor& norm, double max_norm,
+                      dist::Group* group) {
+  RECORD_FUNCTION("fettle::clip_gradients", c10::ArrayRef<const c10::IValue>());
+  const c10::NoGradGuard no_gradients;
+  double all = norm.item<double>();
   if (group != nullptr) {
-    const at::Tensor square = at::full({1}, norm * norm, at::kDouble);
+    const at::Tensor square = at::full({1}, all * all, at::kDouble);
     group->all_reduce(square).wait();
-    norm = std::sqrt(square.item<double>());
+    all = std::sqrt(square.item<double>());
   }
-  if (gradients.empty()) return norm;
-  const double coefficient = max_norm / (norm + 1e-6);
-  if (max_norm > 0 && coefficient < 1) at::_foreach_mul_(gradients, coefficient);
-  return norm;
+  const std::vector<at::Tensor> gradients = gradients_of(parameters);
+  const double coefficient = max_norm / (all + 1e-6);
+  if (!gradients.empty() && max_norm > 0 && coefficient < 1) at::_foreach_mul_(gradients, coefficient);
+  return all;
 }
 
 AdamW::AdamW(std::vector<model::NamedTensor> parameters, const config::TrainingConfig& options)
@@ -89,9 +99,10 @@ void AdamW::step_group(Group& group, double learning_rate) const {
     gradients.push_back(parameter.grad());
     used.means.push_back(group.means[i]);
     used.squared_means.push_back(group.squared_means[i]);
-    used.steps.push_back(group.steps[i].add_(1));
+    used.steps.push_back(group.steps[i]);
   }
   if (parameters.empty()) return;
+  at::_foreach_add_(used.steps, 1);
   at::_fused_adamw_(parameters, gradients, used.means, used.squared_means, {}, used.steps, learning_rate, beta1_,
                     beta2_, group.weight_decay, epsilon_, /*amsgrad=*/false, /*maximize=*/false);
 }

@@ -20,10 +20,14 @@ namespace fettle::train {
 /// Trainer.get_decay_parameter_names).
 bool decays(std::string_view name);
 
-/// Scales all gradients so that their common L2 norm is at most `max_norm` and returns the norm before
-/// (torch.nn.utils.clip_grad_norm_). `max_norm` 0: only measures. The result is not finite if any gradient is not.
-/// With a group, whose ranks all call it, the norm is that of the gradients of all ranks together.
-double clip_gradients(const std::vector<model::NamedTensor>& parameters, double max_norm, dist::Group* group = nullptr);
+/// The L2 norm of all gradients together: a scalar on their device, not finite if any gradient is not.
+at::Tensor gradient_norm(const std::vector<model::NamedTensor>& parameters);
+
+/// Scales all gradients, whose norm is `norm`, so that it is at most `max_norm` and returns the norm before
+/// (torch.nn.utils.clip_grad_norm_). `max_norm` 0: only measures. With a group, whose ranks all call it, the norm is
+/// that of the gradients of all ranks together.
+double clip_gradients(const std::vector<model::NamedTensor>& parameters, const at::Tensor& norm, double max_norm,
+                      dist::Group* group = nullptr);
 
 /// torch.optim.AdamW (decoupled decay, bias correction) through ATen's fused kernel. Parameters are changed in place;
 /// one without a gradient is left alone, as in torch.

@@ -35,9 +35,9 @@ const std::set<std::string_view>& free_options() {
       "cache_dir", "tokenizer_name", "ddp_timeout", "peer_timeout", "ddp_bucket_cap_mb", "zero_stage",
       "section_timeouts", "device", "num_threads", "fused_ops", "do_train", "do_eval", "gradient_checkpointing",
       // How often and where.
-      "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "save_strategy", "save_steps",
-      "grad_spike_limit", "save_minutes", "async_save", "save_total_limit", "output_dir", "overwrite_output_dir",
-      "max_shard_size", "resume_from_checkpoint", "log_level", "verify_saved_model",
+      "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "profile_steps", "save_strategy",
+      "save_steps", "grad_spike_limit", "save_minutes", "async_save", "save_total_limit", "output_dir",
+      "overwrite_output_dir", "max_shard_size", "resume_from_checkpoint", "log_level", "verify_saved_model",
       // Evaluation records and the cache of tokens.
       "per_device_eval_batch_size", "validation_file", "max_eval_samples", "preprocessing_num_workers",
       "dataset_cache_directory", "overwrite_cache"};

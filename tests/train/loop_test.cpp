@@ -134,6 +134,21 @@ class NotingSaver : public Saver {
   int finished = 0;
 };
 
+/// As after a signal that came while the last step was being evaluated.
+TEST(Training, WhatEndedBeforeItsLastEvaluationIsSavedAgainWithIt) {
+  const TemporaryFolder folder;
+  TinyRun tiny(at::kFloat, folder.path());
+  NotingSaver saver;
+  auto& run = tiny.run();
+  run.saver = &saver;
+  run.evaluate = [] { return Evaluation{.loss = 1.5, .target_tokens = 1, .records = 1}; };
+  run.state.step = run.total_steps;
+  run.state.owes_evaluation = true;
+  train(run);
+  EXPECT_FALSE(run.state.owes_evaluation);
+  EXPECT_EQ(saver.steps, std::vector{run.total_steps});
+}
+
 class Resume : public testing::TestWithParam<at::ScalarType> {};
 
 TEST_P(Resume, AtAnyStepContinuesBitForBit) {
@@ -261,16 +276,16 @@ TEST(ForwardBackward, DrawsTheSameDropoutForABatchWhereverItIsRun) {
   Cursor begin;
   const Step step = whole.next(begin);
   ASSERT_EQ(step.batches.size(), 4u);
-  double sum = 0;
+  double total = 0;
   for (int64_t rank = 1; rank >= 0; --rank) {
     StepLoader part(tiny_dataset(12), {64, false, true, 3, 2}, 4, {rank, 2});
     Cursor again;
     const Step share = part.next(again);
     EXPECT_EQ(share.batches.size(), 2u);
     EXPECT_EQ(share.target_tokens, step.target_tokens);
-    sum += forward_backward(model, share);
+    total += sum(forward_backward(model, share));
   }
-  EXPECT_NEAR(sum, forward_backward(model, step), 1e-6 * sum);
+  EXPECT_NEAR(total, sum(forward_backward(model, step)), 1e-6 * total);
   Cursor later{.epoch = 1, .batch = 0};
   EXPECT_NE(whole.next(later).seeds, step.seeds);
 }

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/profile.h"
+
+#include <fmt/format.h>
+#include <torch/csrc/autograd/profiler_kineto.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "device/device.h"
+
+namespace fettle::train {
+namespace {
+
+using torch::profiler::impl::ActivityType;
+
+constexpr std::string_view kOther = "other";
+constexpr std::string_view kBackward = "autograd::engine::evaluate_function";
+
+/// Which part a name belongs to; empty: that of what is around it. The front doors of ops name their forward, autograd
+/// the class of their backward.
+std::string_view part_of(std::string_view name) {
+  static constexpr std::array<std::pair<std::string_view, std::string_view>, 21> kParts{{
+      {"fettle::lora_linear", "linear layers"},
+      {"LoraLinear", "linear layers"},
+      {"aten::linear", "linear layers"},
+      {"LinearBackward", "linear layers"},
+      {"AddmmBackward", "linear layers"},
+      {"MmBackward", "linear layers"},
+      {"fettle::attention", "attention"},
+      {"FlashAttention", "attention"},
+      {"fettle::linear_cross_entropy", "head and loss"},
+      {"LinearCrossEntropy", "head and loss"},
+      {"fettle::rms_norm", "norms"},
+      {"RmsNorm", "norms"},
+      {"fettle::rotary", "rotary"},
+      {"Rotary", "rotary"},
+      {"fettle::swiglu", "activation"},
+      {"Swiglu", "activation"},
+      {"Rows", "embedding"},
+      {"CastOnce", "master weights"},
+      {"AccumulateGrad", "gradients"},
+      {"fettle::clip_gradients", "clipping"},
+      {"fettle::optimizer", "optimizer"},
+  }};
+  for (const auto& [key, part] : kParts) {
+    if (name.find(key) != std::string_view::npos) return part;
+  }
+  return {};
+}
+
+bool is_matrix_product(std::string_view name) {
+  static constexpr std::array<std::string_view, 6> kProducts{"aten::mm",  "aten::addmm",  "aten::addmm_",
+                                                             "aten::bmm", "aten::linear", "aten::_scaled_mm"};
+  return std::ranges::find(kProducts, name) != kProducts.end();
+}
+
+/// What an event on the host counts for.
+struct Place {
+  std::string_view part = kOther;
+  bool is_backward = false;
+  bool is_product = false;
+};
+
+/// The parts by name, in the order in which they were first seen.
+class Sums {
+ public:
+  void add(const Place& place, double seconds) {
+    const auto [at, is_new] = index_.try_emplace(place.part, profile_.parts.size());
+    if (is_new) profile_.parts.push_back({.part = std::string(place.part)});
+    PartTime& part = profile_.parts[at->second];
+    (place.is_backward ? part.backward : part.forward) += seconds;
+    if (place.is_product) profile_.matrix_products += seconds;
+  }
+  StepProfile finish(double seconds) {
+    profile_.seconds = seconds;
+    profile_.idle = seconds;
+    for (const PartTime& part : profile_.parts) profile_.idle -= part.total();
+    profile_.idle = std::max(0.0, profile_.idle);
+    std::ranges::stable_sort(profile_.parts, std::greater(), &PartTime::total);
+    return std::move(profile_);
+  }
+
+ private:
+  StepProfile profile_;
+  std::unordered_map<std::string_view, size_t> index_;
+};
+
+/// An event around the one that is looked at, and what of its time no event within it took.
+struct Open {
+  const TimedEvent* event;
+  Place place;
+  int64_t own;
+};
+
+Place place_within(const TimedEvent& event, const std::vector<Open>& around) {
+  Place place = around.empty() ? Place() : around.back().place;
+  const std::string_view part = part_of(event.name);
+  if (!part.empty()) place.part = part;
+  place.is_backward = place.is_backward || event.name.starts_with(kBackward);
+  place.is_product = place.is_product || is_matrix_product(event.name);
+  return place;
+}
+
+}  // namespace
+
+StepProfile take_apart(std::span<const TimedEvent> events, double seconds) {
+  std::vector<const TimedEvent*> on_host;
+  std::vector<const TimedEvent*> on_gpu;
+  for (const TimedEvent& event : events) (event.on_gpu ? on_gpu : on_host).push_back(&event);
+  // What begins together: the longer one is around the other.
+  std::ranges::stable_sort(on_host, {}, [](const TimedEvent* e) { return std::tuple(e->thread, e->begin, -e->end); });
+  Sums sums;
+  std::unordered_map<uint64_t, Place> places;
+  std::vector<Open> around;
+  const auto close = [&] {
+    if (on_gpu.empty()) sums.add(around.back().place, 1e-9 * static_cast<double>(around.back().own));
+    around.pop_back();
+  };
+  for (const TimedEvent* event : on_host) {
+    while (!around.empty() &&
+           (around.back().event->thread != event->thread || around.back().event->end <= event->begin)) {
+      close();
+    }
+    const Place place = place_within(*event, around);
+    const int64_t duration = event->end - event->begin;
+    if (!around.empty()) around.back().own -= duration;
+    places.emplace(event->id, place);
+    around.push_back({event, place, duration});
+  }
+  while (!around.empty()) close();
+  for (const TimedEvent* event : on_gpu) {
+    const auto cause = places.find(event->caused_by);
+    sums.add(cause != places.end() ? cause->second : Place(), 1e-9 * static_cast<double>(event->end - event->begin));
+  }
+  return sums.finish(seconds);
+}
+
+nlohmann::ordered_json to_json(const StepProfile& profile) {
+  nlohmann::ordered_json json = {{"steps", profile.steps},
+                                 {"tokens", profile.tokens},
+                                 {"seconds", profile.seconds},
+                                 {"idle", profile.idle},
+                                 {"matrix_products", profile.matrix_products},
+                                 {"parts", nlohmann::ordered_json::array()}};
+  for (const PartTime& part : profile.parts) {
+    json["parts"].push_back({{"part", part.part},
+                             {"forward", part.forward},
+                             {"backward", part.backward},
+                             {"share", part.total() / profile.seconds}});
+  }
+  return json;
+}
+
+std::vector<std::string> table_of(const StepProfile& profile) {
+  std::vector<std::string> lines;
+  const auto percent = [&](double seconds) { return 100 * seconds / profile.seconds; };
+  lines.push_back(fmt::format("{:<16}{:>9}{:>10}{:>8}", "part of a step", "forward", "backward", "all"));
+  for (const PartTime& part : profile.parts) {
+    lines.push_back(fmt::format("{:<16}{:>7.1f} %{:>8.1f} %{:>6.1f} %", part.part, percent(part.forward),
+                                percent(part.backward), percent(part.total())));
+  }
+  lines.push_back(fmt::format("{:<16}{:>27.1f} %", "nothing ran", percent(profile.idle)));
+  lines.push_back(fmt::format("matrix products take {:.1f} %, outside attention", percent(profile.matrix_products)));
+  return lines;
+}
+
+namespace {
+
+int64_t now() {
+  return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+torch::profiler::impl::ProfilerConfig kineto() {
+  return torch::profiler::impl::ProfilerConfig(torch::profiler::impl::ProfilerState::KINETO);
+}
+
+std::set<ActivityType> activities(c10::Device device) {
+  return device.is_cpu() ? std::set{ActivityType::CPU} : std::set{ActivityType::CPU, ActivityType::CUDA};
+}
+
+std::vector<TimedEvent> events_of(const torch::autograd::profiler::ProfilerResult& result) {
+  std::vector<TimedEvent> events;
+  for (const auto& event : result.events()) {
+    events.push_back({.name = event.name(),
+                      .begin = static_cast<int64_t>(event.startNs()),
+                      .end = static_cast<int64_t>(event.endNs()),
+                      .thread = event.startThreadId(),
+                      .id = event.correlationId(),
+                      .caused_by = event.linkedCorrelationId(),
+                      .on_gpu = event.deviceType() != c10::DeviceType::CPU});
+  }
+  return events;
+}
+
+}  // namespace
+
+Profiler::Profiler(std::filesystem::path folder, int64_t steps, c10::Device device)
+    : folder_(std::move(folder)), steps_(steps), device_(device) {}
+
+Profiler::~Profiler() {
+  if (began_) torch::autograd::profiler::disableProfiler();  // the run ended within a step
+}
+
+void Profiler::step_begins() {
+  if (seen_ == kWarmUpSteps) start();
+}
+
+void Profiler::step_ended(int64_t tokens) {
+  ++seen_;
+  if (!began_) return;
+  tokens_ += tokens;
+  if (seen_ == kWarmUpSteps + steps_) finish();
+}
+
+void Profiler::start() {
+  device::synchronize(device_);
+  torch::autograd::profiler::prepareProfiler(kineto(), activities(device_));
+  torch::autograd::profiler::enableProfiler(kineto(), activities(device_),
+                                            {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION});
+  began_ = now();
+}
+
+void Profiler::finish() {
+  device::synchronize(device_);
+  const double seconds = 1e-9 * static_cast<double>(now() - *began_);
+  began_.reset();
+  const auto result = torch::autograd::profiler::disableProfiler();
+  StepProfile profile = take_apart(events_of(*result), seconds);
+  profile.steps = steps_;
+  profile.tokens = tokens_;
+  write_file(folder_ / "profile.json", to_json(profile).dump(2) + '\n');
+  result->save(folder_ / "trace.json");
+  for (const std::string& line : table_of(profile)) log::info("{}", line);
+  log::info("profile of {} steps: {}, and for a trace viewer {}", steps_, (folder_ / "profile.json").string(),
+            (folder_ / "trace.json").string());
+}
+
+}  // namespace fettle::train
