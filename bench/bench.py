@@ -122,6 +122,12 @@ def write_equal_rows(bench, rows):
     return file
 
 
+def profile(bench, options):
+    """Where the time of a step goes, in a run of its own: the profiler costs time."""
+    bench.train(**options, profile_steps=max(1, options["max_steps"] - 3))
+    return json.loads((bench.folder / "ours/profile.json").read_text())
+
+
 def measure_equal(bench, shape, what, turns, steps):
     """The same tokens on both sides: rows of 512 tokens. `what`: lora or full."""
     file = write_equal_rows(bench, shape.rows * steps)
@@ -136,6 +142,7 @@ def measure_equal(bench, shape, what, turns, steps):
         theirs.append({**reference, "steps": reference["steps"][1:]})
         ours.append(bench.train(**options))
     result = summary(theirs, ours, "tokens")
+    result["profile"] = profile(bench, options)
     result["gemm_peak"] = statistics.median(peaks)
     for side in ("reference", "fettle"):
         flops = result[side] * shape.flops_per_token(ROW_TOKENS / 2, what == "full")
@@ -194,7 +201,7 @@ def main():
         results |= {"machine": machine(bench), "equal": []}
         for name, what in work:
             shape = shapes.SHAPES[name]
-            measured = measure_equal(bench, shape, what, turns, 3 if arguments.quick else shape.steps)
+            measured = measure_equal(bench, shape, what, turns, 4 if arguments.quick else shape.steps)
             results["equal"].append({"shape": name, "what": what, **measured})
         results["records"] = {
             name: measure_records(bench, path, turns, 3 if arguments.quick else 12) for name, path in DATASETS.items()

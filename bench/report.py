@@ -63,9 +63,27 @@ def markdown(results):
         f"| {title(result)} | {result['gemm_peak'] / 1e9:.0f} | {result['reference_share']:.0%} | {result['fettle_share']:.0%} |"
         for result in results["equal"]
     ]
-    lines.append("")
+    lines += ["", *parts(results), ""]
     lines += own(results)
     return "\n".join([*lines, ""])
+
+
+def parts(results):
+    """Where a step's time goes: a column for each of the equal runs."""
+    profiles = [result["profile"] for result in results["equal"]]
+    shares = [{part["part"]: part["share"] for part in profile["parts"]} for profile in profiles]
+    names = sorted({name for share in shares for name in share}, key=lambda name: -shares[0].get(name, 0))
+    lines = [
+        "- **Where a step's time goes** (`profile_steps`, a run of its own):",
+        "",
+        "| part | " + " | ".join(title(result) for result in results["equal"]) + " |",
+        "|---" * (1 + len(profiles)) + "|",
+    ]
+    lines += [f"| {name} | " + " | ".join(f"{share.get(name, 0):.1%}" for share in shares) + " |" for name in names]
+    lines.append("| nothing ran | " + " | ".join(f"{each['idle'] / each['seconds']:.1%}" for each in profiles) + " |")
+    lines.append("| of these: products by torch | "
+                 + " | ".join(f"{each['matrix_products'] / each['seconds']:.1%}" for each in profiles) + " |")
+    return lines
 
 
 def growth(measured):
