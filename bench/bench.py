@@ -211,10 +211,10 @@ def main():
         write_equal_rows(bench, 60)
         results["ranks"] = own.measure_ranks(bench, turns, 3 if arguments.quick else 8)
         results["saving"] = own.measure_saving(bench, turns, 6 if arguments.quick else 24)
+    kept.write_text(json.dumps(results, indent=2) + "\n")
     text = report.markdown(results)
     (target / "benchmarks.md").write_text(text)
     (target / "benchmarks.svg").write_text(picture.svg(report.compared(results)))
-    (target / "benchmarks.json").write_text(json.dumps(results, indent=2) + "\n")
     print(text)
 
 

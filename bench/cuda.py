@@ -223,7 +223,7 @@ def keep_trace(trace, file):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=REPOSITORY / "build/release", help="folder of fettle")
-    parser.add_argument("--case", action="append", choices=list(CASES), help="only these")
+    parser.add_argument("--case", action="append", choices=list(CASES), help="only these; the other numbers stay")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--no-reference", action="store_true")
     parser.add_argument("--traces", type=pathlib.Path, help="keep Fettle's traces there, for a trace viewer")
@@ -232,8 +232,13 @@ def main():
     import torch
     import transformers
 
+    kept = arguments.target / "benchmarks-cuda.json"
     results = {"gpu": torch.cuda.get_device_name(), "peak": matrix_peak(), "cases": {},
                "versions": {"torch": torch.__version__, "transformers": transformers.__version__}}
+    if arguments.case and kept.exists():
+        results["cases"] = json.loads(kept.read_text())["cases"]
+    if arguments.traces:
+        arguments.traces.mkdir(parents=True, exist_ok=True)
     for name in arguments.case or CASES:
         results["cases"][name] = measure(CASES[name], arguments.steps, arguments.build / "fettle",
                                          not arguments.no_reference)
@@ -241,7 +246,7 @@ def main():
             keep_trace(results["cases"][name]["fettle"].pop("trace", None), arguments.traces / f"{name}.json.gz")
         results["cases"][name]["fettle"].pop("trace", None)
         text = report_cuda.markdown(results)
-        (arguments.target / "benchmarks-cuda.json").write_text(json.dumps(results, indent=2) + "\n")
+        kept.write_text(json.dumps(results, indent=2) + "\n")
         (arguments.target / "benchmarks-cuda.md").write_text(text)
     print(text)
 

@@ -70,13 +70,16 @@ def markdown(results):
 
 def parts(results):
     """Where a step's time goes: a column for each of the equal runs."""
-    profiles = [result["profile"] for result in results["equal"]]
+    measured = [result for result in results["equal"] if "profile" in result]
+    profiles = [result["profile"] for result in measured]
+    if not profiles:
+        return []
     shares = [{part["part"]: part["share"] for part in profile["parts"]} for profile in profiles]
     names = sorted({name for share in shares for name in share}, key=lambda name: -shares[0].get(name, 0))
     lines = [
         "- **Where a step's time goes** (`profile_steps`, a run of its own):",
         "",
-        "| part | " + " | ".join(title(result) for result in results["equal"]) + " |",
+        "| part | " + " | ".join(title(result) for result in measured) + " |",
         "|---" * (1 + len(profiles)) + "|",
     ]
     lines += [f"| {name} | " + " | ".join(f"{share.get(name, 0):.1%}" for share in shares) + " |" for name in names]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of cuda.py as Markdown: only numbers that were measured in that run."""
+"""The report of cuda.py as Markdown: only numbers that were measured."""
 
 
 def gib(size):
@@ -20,7 +20,8 @@ def row(result, peak):
     ours, theirs = result["fettle"], result.get("reference")
     cells = [title(result["case"])]
     if "error" in ours:
-        return "| " + " | ".join([*cells, f"Fettle failed: {ours['error']}", *[""] * 6]) + " |"
+        error = " ".join(ours["error"].split()).replace("|", "/")
+        return "| " + " | ".join([*cells, f"Fettle failed: {error}", *[""] * 7]) + " |"
     if theirs and "error" not in theirs:
         cells += [f"{theirs['tokens_per_second']:,.0f}", f"{ours['tokens_per_second']:,.0f}",
                   f"**{ours['tokens_per_second'] / theirs['tokens_per_second']:.2f}**",

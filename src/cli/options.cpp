@@ -24,7 +24,7 @@ log::Level level_named(const std::string& name) {
 }  // namespace
 
 bool asks_for_help(const Arguments& arguments) {
-  return std::find(arguments.begin(), arguments.end(), "--help") != arguments.end();
+  return std::ranges::any_of(arguments, [](const std::string& each) { return each == "--help" || each == "-h"; });
 }
 
 std::optional<config::Config> read_options(const Arguments& arguments, config::Command command, bool is_quiet) {

@@ -66,6 +66,7 @@ std::string help() {
 int dispatch(const Arguments& arguments) {
   if (arguments.empty()) throw Error(ExitCode::kUsage, "no command given", "see fettle --help");
   const std::string& name = arguments.front();
+  if (name == "help" && arguments.size() > 1) return dispatch({arguments[1], "--help"});
   if (name == "--help" || name == "-h" || name == "help") {
     fmt::print("{}", help());
     return 0;

@@ -142,7 +142,7 @@ std::vector<Option> logging_options() {
        .help = "Show where the time of so many steps goes, from the fourth on: a table in the log, profile.json, and "
                "trace.json for a trace viewer; 0: none.",
        .commands = kTrain,
-       .range = at_least(0)},
+       .range = between(0, 100)},
   };
 }
 

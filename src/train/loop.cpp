@@ -121,6 +121,7 @@ bool is_evaluation_due(const Run& run, bool epoch_ended) {
 
 /// The evaluation is owed from before it begins until it is done: a checkpoint that a signal causes says so.
 void evaluate_if_owed(Run& run, Report& report) {
+  if (!run.evaluate) run.state.owes_evaluation = false;  // a run may go on without validation records
   if (!run.state.owes_evaluation) return;
   try {
     run.last_evaluation = run.evaluate();
@@ -145,7 +146,11 @@ class SavePlan {
     if (run.saver == nullptr || run.options.save_strategy == "no") return;
     const int64_t interval = interval_steps(run.options.save_steps, run.total_steps);
     const bool last = run.state.step == run.total_steps;
-    if (!last && !long_ago && !is_due(run.options.save_strategy, interval, run, epoch_ended)) return;
+    if (last || long_ago || is_due(run.options.save_strategy, interval, run, epoch_ended)) save(run);
+  }
+  /// Now, unless nothing is to be saved at all.
+  void save(const Run& run) {
+    if (run.saver == nullptr || run.options.save_strategy == "no") return;
     run.saver->save(run);
     since_ = {};
   }
@@ -196,9 +201,10 @@ void run_steps(Run& run, StopDeferral& deferral) {
   Report report(run);
   SavePlan saves;
   StopBound bound;
+  if (run.profiler) run.profiler->expect(run.total_steps - run.state.step);
   if (run.state.owes_evaluation) {
     evaluate_if_owed(run, report);
-    saves.save_if_due(run, /*epoch_ended=*/false, /*long_ago=*/false);  // its checkpoint owes it no longer
+    saves.save(run);  // in place of the checkpoint that says it is owed
   }
   while (run.state.step < run.total_steps) {
     if (run.profiler) run.profiler->step_begins();
@@ -211,10 +217,11 @@ void run_steps(Run& run, StopDeferral& deferral) {
     require_finite(run, loss, norm, learning_rate);
     require_no_spike(run, norm, learning_rate);
     update(run, learning_rate);
-    if (run.profiler) run.profiler->step_ended(step.tokens);
-    bound.step_done(step, watch.seconds());
+    const double seconds = watch.seconds();
+    bound.step_done(step, seconds);
     deferral.set_bound(bound.seconds(run));
-    report.count(step, next, {loss, norm, learning_rate, watch.seconds()});
+    report.count(step, next, {loss, norm, learning_rate, seconds});
+    if (run.profiler) run.profiler->step_ended(step.tokens);
     report.show();
     run.state.owes_evaluation = is_evaluation_due(run, step.ends_epoch);
     evaluate_if_owed(run, report);

@@ -18,6 +18,7 @@
 #include "hub/json.h"
 #include "hub/path.h"
 #include "train/checkpoint.h"
+#include "train/profile.h"
 #include "train/save.h"
 #include "train/state.h"
 
@@ -216,7 +217,9 @@ bool starts_in_place(const config::Config& config) {
 /// The rest of an earlier run that a new one would mix with its own files.
 void remove_earlier_run(const fs::path& folder, bool keeps_adapter) {
   for (const fs::path& checkpoint : list_checkpoints(folder)) fs::remove_all(checkpoint);
-  for (const char* name : {kRunFile, "metrics.jsonl", "all_results.json"}) fs::remove(folder / name);
+  for (const char* name : {kRunFile, "metrics.jsonl", "all_results.json", kProfileFile, kTraceFile}) {
+    fs::remove(folder / name);
+  }
   if (keeps_adapter) return;
   for (const char* name : {"adapter_model.safetensors", "adapter_config.json"}) fs::remove(folder / name);
 }

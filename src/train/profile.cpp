@@ -7,10 +7,13 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <exception>
+#include <set>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
 
+#include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "device/device.h"
@@ -21,20 +24,20 @@ namespace {
 using torch::profiler::impl::ActivityType;
 
 constexpr std::string_view kOther = "other";
+constexpr std::string_view kAttention = "attention";
 constexpr std::string_view kBackward = "autograd::engine::evaluate_function";
 
 /// Which part a name belongs to; empty: that of what is around it. The front doors of ops name their forward, autograd
 /// the class of their backward.
 std::string_view part_of(std::string_view name) {
-  static constexpr std::array<std::pair<std::string_view, std::string_view>, 21> kParts{{
+  static constexpr std::array<std::pair<std::string_view, std::string_view>, 20> kParts{{
       {"fettle::lora_linear", "linear layers"},
       {"LoraLinear", "linear layers"},
-      {"aten::linear", "linear layers"},
       {"LinearBackward", "linear layers"},
       {"AddmmBackward", "linear layers"},
       {"MmBackward", "linear layers"},
-      {"fettle::attention", "attention"},
-      {"FlashAttention", "attention"},
+      {"fettle::attention", kAttention},
+      {"FlashAttention", kAttention},
       {"fettle::linear_cross_entropy", "head and loss"},
       {"LinearCrossEntropy", "head and loss"},
       {"fettle::rms_norm", "norms"},
@@ -76,7 +79,7 @@ class Sums {
     if (is_new) profile_.parts.push_back({.part = std::string(place.part)});
     PartTime& part = profile_.parts[at->second];
     (place.is_backward ? part.backward : part.forward) += seconds;
-    if (place.is_product) profile_.matrix_products += seconds;
+    if (place.is_product && place.part != kAttention) profile_.matrix_products += seconds;
   }
   StepProfile finish(double seconds) {
     profile_.seconds = seconds;
@@ -103,6 +106,7 @@ Place place_within(const TimedEvent& event, const std::vector<Open>& around) {
   Place place = around.empty() ? Place() : around.back().place;
   const std::string_view part = part_of(event.name);
   if (!part.empty()) place.part = part;
+  if (event.name == "aten::linear" && place.part == kOther) place.part = "linear layers";
   place.is_backward = place.is_backward || event.name.starts_with(kBackward);
   place.is_product = place.is_product || is_matrix_product(event.name);
   return place;
@@ -131,7 +135,7 @@ StepProfile take_apart(std::span<const TimedEvent> events, double seconds) {
     const Place place = place_within(*event, around);
     const int64_t duration = event->end - event->begin;
     if (!around.empty()) around.back().own -= duration;
-    places.emplace(event->id, place);
+    if (event->id != 0) places.emplace(event->id, place);
     around.push_back({event, place, duration});
   }
   while (!around.empty()) close();
@@ -173,8 +177,9 @@ std::vector<std::string> table_of(const StepProfile& profile) {
 
 namespace {
 
+/// Of the clock that Kineto's events have.
 int64_t now() {
-  return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::nanoseconds(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 torch::profiler::impl::ProfilerConfig kineto() {
@@ -186,17 +191,27 @@ std::set<ActivityType> activities(c10::Device device) {
 }
 
 std::vector<TimedEvent> events_of(const torch::autograd::profiler::ProfilerResult& result) {
+  constexpr uint8_t kOperator = 0;  // libkineto::ActivityType::CPU_OP; calls of the driver have numbers of their own
   std::vector<TimedEvent> events;
   for (const auto& event : result.events()) {
     events.push_back({.name = event.name(),
                       .begin = static_cast<int64_t>(event.startNs()),
                       .end = static_cast<int64_t>(event.endNs()),
                       .thread = event.startThreadId(),
-                      .id = event.correlationId(),
+                      .id = event.activityType() == kOperator ? event.correlationId() : 0,
                       .caused_by = event.linkedCorrelationId(),
                       .on_gpu = event.deviceType() != c10::DeviceType::CPU});
   }
   return events;
+}
+
+/// Kineto only logs that it could not write.
+void save_trace(torch::autograd::profiler::ProfilerResult& result, const std::filesystem::path& file) {
+  std::filesystem::remove(file);
+  result.save(file);
+  if (!std::filesystem::exists(file) || std::filesystem::file_size(file) == 0) {
+    throw Error(ExitCode::kIo, fmt::format("cannot write {}", file.string()), "look for room on the disk");
+  }
 }
 
 }  // namespace
@@ -205,16 +220,30 @@ Profiler::Profiler(std::filesystem::path folder, int64_t steps, c10::Device devi
     : folder_(std::move(folder)), steps_(steps), device_(device) {}
 
 Profiler::~Profiler() {
-  if (began_) torch::autograd::profiler::disableProfiler();  // the run ended within a step
+  if (!is_running_) return;  // else the run ended within these steps
+  try {
+    torch::autograd::profiler::disableProfiler();
+  } catch (const std::exception& error) {
+    log::debug("the profiler: {}", error.what());
+  }
+}
+
+void Profiler::expect(int64_t steps) const {
+  if (steps >= kWarmUpSteps + steps_) return;
+  log::warning("profile_steps={} takes {} steps and {} before them, of which {} are left: there will be no profile",
+               steps_, steps_, kWarmUpSteps, steps);
 }
 
 void Profiler::step_begins() {
   if (seen_ == kWarmUpSteps) start();
+  if (is_running_) intervals_.push_back({.begin = now()});
 }
 
 void Profiler::step_ended(int64_t tokens) {
   ++seen_;
-  if (!began_) return;
+  if (!is_running_) return;
+  device::synchronize(device_);
+  intervals_.back().end = now();
   tokens_ += tokens;
   if (seen_ == kWarmUpSteps + steps_) finish();
 }
@@ -224,22 +253,40 @@ void Profiler::start() {
   torch::autograd::profiler::prepareProfiler(kineto(), activities(device_));
   torch::autograd::profiler::enableProfiler(kineto(), activities(device_),
                                             {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION});
-  began_ = now();
+  is_running_ = true;
 }
 
 void Profiler::finish() {
-  device::synchronize(device_);
-  const double seconds = 1e-9 * static_cast<double>(now() - *began_);
-  began_.reset();
+  is_running_ = false;
+  try {
+    write();
+  } catch (const std::exception& error) {
+    log::warning("there is no profile: {}", error.what());
+  }
+}
+
+bool Profiler::is_in_a_step(const TimedEvent& event) const {
+  return std::ranges::any_of(intervals_,
+                             [&](const Interval& step) { return step.begin <= event.begin && event.end <= step.end; });
+}
+
+void Profiler::write() {
   const auto result = torch::autograd::profiler::disableProfiler();
-  StepProfile profile = take_apart(events_of(*result), seconds);
+  std::vector<TimedEvent> events = events_of(*result);
+  std::erase_if(events, [this](const TimedEvent& event) { return !is_in_a_step(event); });
+  if (!device_.is_cpu() && std::ranges::none_of(events, &TimedEvent::on_gpu)) {
+    log::warning("the profiler saw nothing on the GPU (does another program profile it?): these are the host's times");
+  }
+  double seconds = 0;
+  for (const Interval& step : intervals_) seconds += 1e-9 * static_cast<double>(step.end - step.begin);
+  StepProfile profile = take_apart(events, seconds);
   profile.steps = steps_;
   profile.tokens = tokens_;
-  write_file(folder_ / "profile.json", to_json(profile).dump(2) + '\n');
-  result->save(folder_ / "trace.json");
+  write_file(folder_ / kProfileFile, to_json(profile).dump(2) + '\n');
+  save_trace(*result, folder_ / kTraceFile);
   for (const std::string& line : table_of(profile)) log::info("{}", line);
-  log::info("profile of {} steps: {}, and for a trace viewer {}", steps_, (folder_ / "profile.json").string(),
-            (folder_ / "trace.json").string());
+  log::info("profile of {} steps: {}, and for a trace viewer {}", steps_, (folder_ / kProfileFile).string(),
+            (folder_ / kTraceFile).string());
 }
 
 }  // namespace fettle::train

@@ -175,6 +175,10 @@ TEST(Help, ListsCommandsAndOptions) {
   EXPECT_EQ(help.code, 0);
   for (const char* name : {"train", "eval", "generate", "preprocess", "config"}) EXPECT_THAT(help.out, HasSubstr(name));
   const Result options = run_program({"train", "--help"});
+  for (const Arguments& arguments : {Arguments{"train", "-h"}, {"help", "train"}}) {
+    EXPECT_EQ(run_program(arguments).out, options.out);
+  }
+  EXPECT_EQ(run_program({"help", "tarin"}).code, static_cast<int>(ExitCode::kUsage));
   EXPECT_EQ(options.code, 0);
   EXPECT_THAT(options.out, HasSubstr("learning_rate"));
   EXPECT_THAT(run_program({"--version"}).out, HasSubstr("libtorch"));

@@ -43,6 +43,30 @@ TEST(Train, WritesTheAdapterAndEverythingBesideIt) {
   EXPECT_THAT(other.error(), HasSubstr("seed (42 there, 7 here)"));
 }
 
+TEST(Train, ProfilesSomeStepsWithoutBecomingAnotherRun) {
+  const TemporaryFolder folder;
+  const std::string file = folder.write("train.jsonl", some_records());
+  const Result short_run = run_program(train_arguments(folder / "out", file, {"--profile_steps=2"}));
+  ASSERT_EQ(short_run.code, 0) << short_run.err;
+  EXPECT_THAT(short_run.err, HasSubstr("there will be no profile"));
+  EXPECT_FALSE(fs::exists(folder / "out/profile.json"));
+  const Result again = run_program(train_arguments(folder / "out", file, {"--profile_steps=1"}));
+  EXPECT_THAT(again.err, HasSubstr("this run is complete already"));
+
+  const Arguments longer = {"--overwrite_output_dir", "--max_steps=6"};
+  Arguments profiled = longer;
+  profiled.push_back("--profile_steps=2");
+  const Result result = run_program(train_arguments(folder / "out", file, profiled));
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("linear layers"));
+  const auto profile = nlohmann::json::parse(read_file(folder / "out/profile.json"));
+  EXPECT_EQ(profile["steps"], 2);
+  EXPECT_GT(profile["tokens"], 0);
+  EXPECT_GT(fs::file_size(folder / "out/trace.json"), 0u);
+  ASSERT_EQ(run_program(train_arguments(folder / "out", file, {"--overwrite_output_dir"})).code, 0);
+  EXPECT_FALSE(fs::exists(folder / "out/profile.json"));
+}
+
 /// strftime_now decides tokens: the next day the run keeps the date that it began with.
 TEST(Train, ARunTakenUpOnAnotherDayIsTheSameRun) {
   const TemporaryFolder folder;

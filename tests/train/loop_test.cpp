@@ -127,10 +127,14 @@ class TinyRun {
 /// Notes the steps that are saved.
 class NotingSaver : public Saver {
  public:
-  void save(const Run& run) override { steps.push_back(run.state.step); }
+  void save(const Run& run) override {
+    steps.push_back(run.state.step);
+    owes_evaluation = run.state.owes_evaluation;
+  }
   void finish() override { ++finished; }
   [[nodiscard]] double expected_seconds() const override { return 0; }
   std::vector<int64_t> steps;
+  bool owes_evaluation = false;  ///< the last one that was saved
   int finished = 0;
 };
 
@@ -145,8 +149,18 @@ TEST(Training, WhatEndedBeforeItsLastEvaluationIsSavedAgainWithIt) {
   run.state.step = run.total_steps;
   run.state.owes_evaluation = true;
   train(run);
-  EXPECT_FALSE(run.state.owes_evaluation);
   EXPECT_EQ(saver.steps, std::vector{run.total_steps});
+  EXPECT_FALSE(saver.owes_evaluation);
+  EXPECT_TRUE(run.last_evaluation.has_value());
+}
+
+TEST(Training, MayGoOnWithoutTheRecordsOfAnEvaluationThatIsOwed) {
+  const TemporaryFolder folder;
+  TinyRun tiny(at::kFloat, folder.path());
+  auto& run = tiny.run();
+  run.state.owes_evaluation = true;
+  train(run);
+  EXPECT_EQ(run.state.step, run.total_steps);
 }
 
 class Resume : public testing::TestWithParam<at::ScalarType> {};

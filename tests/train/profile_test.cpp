@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "base/file.h"
+#include "ops/gated.h"
 #include "ops/rms_norm.h"
 #include "support/temporary_folder.h"
 
@@ -57,6 +58,29 @@ TEST(TakeApart, OnAGpuOnlyItsOwnTimeCounts) {
   EXPECT_DOUBLE_EQ(profile.matrix_products, 30e-9);
 }
 
+/// Calls of the driver have numbers of their own, which may be an operator's.
+TEST(TakeApart, WhatIsNoOperatorCausesNothing) {
+  const std::vector<TimedEvent> events{
+      {.name = "fettle::swiglu", .begin = 0, .end = 9, .thread = 1, .id = 0},
+      {.name = "fettle::rotary", .begin = 0, .end = 9, .thread = 2, .id = 5},
+      {.name = "kernel", .begin = 3, .end = 5, .caused_by = 5, .on_gpu = true},
+      {.name = "memset", .begin = 5, .end = 6, .caused_by = 0, .on_gpu = true},
+  };
+  EXPECT_THAT(take_apart(events, 1e-6).parts, ElementsAre(part("rotary", 2e-9, 0), part("other", 1e-9, 0)));
+}
+
+TEST(TakeApart, WithoutFusedOperatorsTheHeadStaysTheHead) {
+  const std::vector<TimedEvent> events{
+      {.name = "fettle::linear_cross_entropy", .begin = 0, .end = 30, .id = 1},
+      {.name = "aten::linear", .begin = 10, .end = 20, .id = 2},
+      {.name = "fettle::attention", .begin = 40, .end = 50, .id = 3},
+      {.name = "aten::bmm", .begin = 40, .end = 50, .id = 4},
+  };
+  const StepProfile profile = take_apart(events, 1e-6);
+  EXPECT_THAT(profile.parts, ElementsAre(part("head and loss", 30e-9, 0), part("attention", 10e-9, 0)));
+  EXPECT_DOUBLE_EQ(profile.matrix_products, 10e-9);
+}
+
 TEST(TakeApart, NothingIsAllIdle) {
   EXPECT_EQ(take_apart({}, 2).idle, 2);
 }
@@ -70,6 +94,7 @@ TEST(Profiler, WritesTheStepsAfterTheWarmUp) {
     const at::Tensor x = at::ones({64, 64}).requires_grad_();
     at::mm(ops::rms_norm(x, at::ones({64}), 1e-5), at::ones({64, 64})).sum().backward();
     profiler.step_ended(10);
+    ops::swiglu(x.detach(), x.detach());  // between two steps
   }
   const auto profile = nlohmann::json::parse(read_file(folder.path() / "profile.json"));
   EXPECT_EQ(profile["steps"], 2);
@@ -80,10 +105,20 @@ TEST(Profiler, WritesTheStepsAfterTheWarmUp) {
   for (const auto& part : profile["parts"]) {
     sum += part["forward"].get<double>() + part["backward"].get<double>();
     if (part["part"] == "norms") has_norm = part["forward"] > 0 && part["backward"] > 0;
+    EXPECT_NE(part["part"], "activation");
   }
   EXPECT_TRUE(has_norm) << profile;
   EXPECT_NEAR(sum, profile["seconds"], 1e-9);
   EXPECT_TRUE(nlohmann::json::parse(read_file(folder.path() / "trace.json")).contains("traceEvents"));
+}
+
+TEST(Profiler, ThatCannotWriteLetsTheRunGoOn) {
+  Profiler profiler("/proc/none", 1, at::kCPU);
+  for (int64_t step = 0; step < Profiler::kWarmUpSteps + 2; ++step) {
+    profiler.step_begins();
+    profiler.step_ended(1);
+  }
+  EXPECT_FALSE(std::filesystem::exists("/proc/none"));
 }
 
 TEST(Profiler, MayEndWithinAStep) {
