@@ -125,6 +125,7 @@ std::vector<model::NamedTensor> Shards::owned() const {
 }
 
 void Shards::share_updated() const {
+  if (owners_.empty()) return;
   const c10::NoGradGuard no_gradients;
   std::vector<dist::Group::Broadcast> broadcasts;
   for (size_t i = 0; i < owners_.size(); ++i) {
