@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import random
 import shutil
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ import tempfile
 import own
 import picture
 import report
+import runs
 import shapes
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -56,8 +56,7 @@ class Bench:
         """Made in a process of its own: those that follow start as copies of this one, and its memory would count."""
         folder = self.folder / f"llama-{shape.name}"
         if not (folder / "model.safetensors").exists():
-            code = f"import pathlib, shapes; shapes.make_model(pathlib.Path({str(folder)!r}), shapes.SHAPES[{shape.name!r}])"
-            subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "bench", check=True)
+            subprocess.run([sys.executable, REPOSITORY / "bench/shapes.py", shape.name, folder], check=True)
         return folder
 
     def run(self, command):
@@ -83,8 +82,7 @@ class Bench:
         adapter = {} if options.get("use_peft") == "false" else LORA
         options = {**adapter, **PLAIN, **ONLY_TRAIN, **options}
         _, memory = self.run([self.fettle, "train", *(f"--{key}={value}" for key, value in options.items())])
-        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        lines = [line for line in lines if "loss" in line]
+        lines = runs.step_lines(output)
         steps = []
         for before, line in zip(lines, lines[1:]):
             tokens = line["tokens"] - before["tokens"]
@@ -117,11 +115,7 @@ def summary(theirs, ours, key):
 def write_equal_rows(bench, rows):
     """Rows of 512 random tokens; returns the file."""
     file = bench.folder / "equal.jsonl"
-    generator = random.Random(0)
-    with open(file, "w") as lines:
-        for _ in range(rows):
-            ids = [generator.randrange(3, 49152) for _ in range(ROW_TOKENS)]
-            lines.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    runs.write_rows(file, rows, ROW_TOKENS, 49152)
     return file
 
 

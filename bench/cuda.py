@@ -13,7 +13,6 @@ import gc
 import gzip
 import json
 import pathlib
-import random
 import shutil
 import statistics
 import subprocess
@@ -22,6 +21,8 @@ import tempfile
 import time
 
 import report_cuda
+import runs
+import shapes
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 WARM_UP = 5  # steps, of which Fettle's profile takes the last two
@@ -31,21 +32,13 @@ WARM_UP = 5  # steps, of which Fettle's profile takes the last two
 class Case:
     """A model's shape and how it is trained."""
 
-    model: str
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    key_heads: int
-    vocabulary: int
-    is_tied: bool
+    shape: shapes.Shape
     length: int  # tokens of a row
     rows: int  # of a micro-batch
     batches: int  # micro-batches of a step
     rank: int = 8  # of the adapter; 0: all weights
     bits: int = 16  # of the frozen weights; below 16 there is no reference (bitsandbytes is not part of this)
-    checkpointing: bool = False
-    kind: str = "llama"
+    kind: str = "LlamaConfig"
     published: str = ""
 
     @property
@@ -54,41 +47,25 @@ class Case:
 
     @property
     def flops_per_token(self):
-        """4 a weight (6 if all are trained), and the attention to half of the row, forward and twice that backward."""
-        size = self.hidden // self.heads
-        matrices = self.layers * self.hidden * (2 * self.hidden + 2 * self.key_heads * size + 3 * self.intermediate)
-        matrices += self.hidden * self.vocabulary
-        attention = 3 * 4 * self.layers * self.hidden * self.length / 2
-        return (4 if self.rank else 6) * matrices + attention
+        return self.shape.flops_per_token(self.length / 2, is_full=not self.rank)
 
 
-LLAMA_1B = ("Llama 3.2 1B", 2048, 8192, 16, 32, 8, 128256, True)
-LLAMA_7B = ("Llama 2 7B", 4096, 11008, 32, 32, 32, 32000, False)
-LLAMA_8B = ("Llama 3.1 8B", 4096, 14336, 32, 32, 8, 128256, False)
-QWEN_HALF_B = ("Qwen2.5 0.5B", 896, 4864, 24, 14, 2, 151936, True)
-QWEN_1B = ("Qwen2.5 1.5B", 1536, 8960, 28, 12, 2, 151936, True)
+LLAMA_1B = shapes.Shape("Llama 3.2 1B", 2048, 8192, 16, 32, 8, 64, 128256, True)
+LLAMA_7B = shapes.Shape("Llama 2 7B", 4096, 11008, 32, 32, 32, 128, 32000, False)
+LLAMA_8B = shapes.Shape("Llama 3.1 8B", 4096, 14336, 32, 32, 8, 128, 128256, False)
+QWEN_HALF_B = shapes.Shape("Qwen2.5 0.5B", 896, 4864, 24, 14, 2, 64, 151936, True)
+QWEN_1B = shapes.Shape("Qwen2.5 1.5B", 1536, 8960, 28, 12, 2, 128, 151936, True)
 CASES = {
-    "1B": Case(*LLAMA_1B, length=1024, rows=8, batches=1),
-    "7B": Case(*LLAMA_7B, length=1024, rows=4, batches=2,
+    "1B": Case(LLAMA_1B, length=1024, rows=8, batches=1),
+    "7B": Case(LLAMA_7B, length=1024, rows=4, batches=2,
                published="A100: transformers + FA2 2,954, Unsloth 4,007 tok/s (LLaMA-Factory wiki, same set-up)"),
-    "8B": Case(*LLAMA_8B, length=2048, rows=2, batches=2),
-    "8B, 4 bits": Case(*LLAMA_8B, length=2048, rows=2, batches=4, rank=32, bits=4),
-    "full 0.5B": Case(*QWEN_HALF_B, length=1024, rows=16, batches=4, rank=0, kind="qwen2",
+    "8B": Case(LLAMA_8B, length=2048, rows=2, batches=2),
+    "8B, 4 bits": Case(LLAMA_8B, length=2048, rows=2, batches=4, rank=32, bits=4),
+    "full 0.5B": Case(QWEN_HALF_B, length=1024, rows=16, batches=4, rank=0, kind="Qwen2Config",
                       published="H100, bf16 Adam: llmq 149k tok/s"),
-    "full 1.5B": Case(*QWEN_1B, length=1024, rows=8, batches=4, rank=0, kind="qwen2",
+    "full 1.5B": Case(QWEN_1B, length=1024, rows=8, batches=4, rank=0, kind="Qwen2Config",
                       published="H100, bf16 Adam: llmq 59k tok/s"),
 }
-
-
-def configuration(case):
-    import transformers
-
-    kinds = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}
-    return kinds[case.kind](
-        vocab_size=case.vocabulary, hidden_size=case.hidden, intermediate_size=case.intermediate,
-        num_hidden_layers=case.layers, num_attention_heads=case.heads, num_key_value_heads=case.key_heads,
-        max_position_embeddings=8192, tie_word_embeddings=case.is_tied, bos_token_id=1, eos_token_id=2,
-        pad_token_id=2)
 
 
 def make_model(case, folder, dtype):
@@ -99,22 +76,13 @@ def make_model(case, folder, dtype):
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with torch.device("cuda"):
-        model = transformers.AutoModelForCausalLM.from_config(configuration(case), attn_implementation="sdpa")
+        model = transformers.AutoModelForCausalLM.from_config(shapes.configuration(case.shape, case.kind),
+                                                              attn_implementation="sdpa")
     torch.set_default_dtype(torch.float32)
     if not (folder / "config.json").exists():
-        model.to(torch.bfloat16).save_pretrained(folder)
-        for file in (REPOSITORY / "tests/data/tokenizers/smollm2").iterdir():
-            shutil.copy(file, folder)
+        shapes.save(model.to(torch.bfloat16), folder)
         model.to(dtype)
     return model
-
-
-def write_rows(case, file, count):
-    generator = random.Random(0)
-    with open(file, "w") as lines:
-        for _ in range(count):
-            ids = [generator.randrange(3, 32000) for _ in range(case.length)]
-            lines.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
 
 
 def reference(case, folder, rows, steps):
@@ -127,9 +95,6 @@ def reference(case, folder, rows, steps):
     if case.rank:
         settings = peft.LoraConfig(r=case.rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
-    if case.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=True)
@@ -161,7 +126,7 @@ def fettle(case, folder, rows, steps, program):
                "shuffle": "false", "max_seq_length": case.length, "per_device_train_batch_size": case.rows,
                "gradient_accumulation_steps": case.batches, "max_steps": steps, "output_dir": output, "device": "cuda",
                "learning_rate": 2e-4, "logging_steps": 1, "save_strategy": "no", "do_eval": "false",
-               "verify_saved_model": "false", "profile_steps": WARM_UP - 3, "gradient_checkpointing": case.checkpointing,
+               "verify_saved_model": "false", "profile_steps": WARM_UP - 3,
                **({"lora_r": case.rank, "lora_alpha": 16} if case.rank else {"use_peft": "false"}),
                **({"load_in_4bit": "true"} if case.bits == 4 else {})}
     command = [str(program), "train", *(f"--{key}={value}" for key, value in options.items())]
@@ -170,11 +135,11 @@ def fettle(case, folder, rows, steps, program):
     print(done.stderr[-6000:], file=sys.stderr, flush=True)
     if done.returncode != 0:
         return {"error": f"exit {done.returncode}: {done.stderr[-500:]}"}
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    lines = runs.step_lines(output)
     results = json.loads((output / "all_results.json").read_text())
-    rates = [line["tokens_per_second"] for line in lines if "loss" in line][WARM_UP:]
+    rates = [line["tokens_per_second"] for line in lines][WARM_UP:]
     return {"tokens_per_second": statistics.median(rates), "memory": results["peak_memory_bytes"],
-            "losses": [line["loss"] for line in lines if "loss" in line],
+            "losses": [line["loss"] for line in lines],
             "seconds": time.perf_counter() - began, "profile": json.loads((output / "profile.json").read_text()),
             "trace": (output / "trace.json").read_bytes()}
 
@@ -200,8 +165,9 @@ def measure(case, steps, program, wants_reference):
     with tempfile.TemporaryDirectory() as place:
         folder, rows = pathlib.Path(place) / "model", pathlib.Path(place) / "rows.jsonl"
         folder.mkdir()
-        write_rows(case, rows, steps * case.rows * case.batches)
-        result = {"case": dataclasses.asdict(case), "step_tokens": case.step_tokens, "flops_per_token": case.flops_per_token}
+        runs.write_rows(rows, steps * case.rows * case.batches, case.length, 32000)
+        result = {"case": {**dataclasses.asdict(case), "model": case.shape.name}, "step_tokens": case.step_tokens,
+                  "flops_per_token": case.flops_per_token}
         if case.bits == 16 and wants_reference:
             try:
                 result["reference"] = reference(case, folder, rows, steps)
@@ -213,11 +179,6 @@ def measure(case, steps, program, wants_reference):
         torch.cuda.empty_cache()
         result["fettle"] = fettle(case, folder, rows, steps, program)
         return result
-
-
-def keep_trace(trace, file):
-    if trace:
-        file.write_bytes(gzip.compress(trace, 1))
 
 
 def main():
@@ -242,9 +203,9 @@ def main():
     for name in arguments.case or CASES:
         results["cases"][name] = measure(CASES[name], arguments.steps, arguments.build / "fettle",
                                          not arguments.no_reference)
-        if arguments.traces:
-            keep_trace(results["cases"][name]["fettle"].pop("trace", None), arguments.traces / f"{name}.json.gz")
-        results["cases"][name]["fettle"].pop("trace", None)
+        trace = results["cases"][name]["fettle"].pop("trace", None)
+        if arguments.traces and trace:
+            (arguments.traces / f"{name}.json.gz").write_bytes(gzip.compress(trace, 1))
         text = report_cuda.markdown(results)
         kept.write_text(json.dumps(results, indent=2) + "\n")
         (arguments.target / "benchmarks-cuda.md").write_text(text)

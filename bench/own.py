@@ -2,15 +2,15 @@
 """Fettle against itself: many and long documents against few and short ones, two processes against one, and training
 with checkpoints against training without."""
 
-import json
 import os
 import pathlib
-import random
 import shutil
 import socket
 import statistics
 import subprocess
 import time
+
+import runs
 
 SMALL_MODEL = pathlib.Path(__file__).resolve().parents[1] / "examples/stories260K"
 ROWS = 2  # of a process and step
@@ -24,8 +24,7 @@ def free_port():
 
 def tokens_per_second(output):
     """Over all steps but the first, of all processes."""
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if "loss" in line]
+    lines = runs.step_lines(output)
     pairs = list(zip(lines, lines[1:]))
     seconds = sum((line["tokens"] - before["tokens"]) / line["tokens_per_second"] for before, line in pairs)
     return (lines[-1]["tokens"] - lines[0]["tokens"]) / seconds
@@ -53,12 +52,9 @@ def train(bench, processes, options):
 
 def seconds_of_step(bench, model, documents, length):
     """The least of four steps, each of so many documents of so many tokens; and the process's peak memory."""
-    steps, generator = 4, random.Random(0)
+    steps = 4
     file = bench.folder / "growth.jsonl"
-    with open(file, "w") as lines:
-        for _ in range(steps * documents):
-            ids = [generator.randrange(3, 500) for _ in range(length)]
-            lines.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    runs.write_rows(file, steps * documents, length, 500)
     run = bench.train(model_name_or_path=model, train_file=file, dataset_format="tokenized", packing="false",
                       max_seq_length=length, per_device_train_batch_size=documents, max_steps=steps)
     return {"documents": documents, "tokens": documents * length, "memory": run["memory"],

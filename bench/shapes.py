@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that are measured: Llamas of well-known shapes with random weights. Speed does not depend on their values."""
+"""The models that are measured: Llamas of well-known shapes with random weights. Speed does not depend on their values.
+
+    python bench/shapes.py SHAPE FOLDER   makes one
+"""
 
 import dataclasses
 import pathlib
 import shutil
+import sys
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -19,8 +23,8 @@ class Shape:
     head_size: int
     vocabulary: int
     is_tied: bool
-    rows: int  # of 512 tokens, a step
-    steps: int  # of a measurement; the first does not count
+    rows: int = 0  # of 512 tokens, a step of bench.py
+    steps: int = 0  # of a measurement; the first does not count
 
     @property
     def products(self):
@@ -53,13 +57,10 @@ SHAPES = {
 }
 
 
-def make_model(folder, shape):
-    import torch
+def configuration(shape, kind="LlamaConfig"):
     import transformers
 
-    if (folder / "model.safetensors").exists():
-        return
-    config = transformers.LlamaConfig(
+    return getattr(transformers, kind)(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -74,9 +75,24 @@ def make_model(folder, shape):
         eos_token_id=2,
         pad_token_id=2,
     )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    torch.set_default_dtype(torch.float32)
+
+
+def save(model, folder):
+    """With a tokenizer, which is not needed for tokenized records but looked for."""
+    model.save_pretrained(folder)
     for file in (REPOSITORY / "tests/data/tokenizers/smollm2").iterdir():
         shutil.copy(file, folder)
+
+
+def make_model(folder, shape):
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    save(transformers.LlamaForCausalLM(configuration(shape)), folder)
+    torch.set_default_dtype(torch.float32)
+
+
+if __name__ == "__main__":
+    make_model(pathlib.Path(sys.argv[2]), SHAPES[sys.argv[1]])
