@@ -202,12 +202,12 @@ Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, 
 at::Tensor Decoder::hidden_states(const Batch& batch, KvCache* cache) const {
   check(batch, cache);
   const DecoderImpl& model = *impl_;
-  const RopeTable rope = rope_table(model.spec.rope, batch.positions, batch.cu_seqlens, {model.dtype, model.device});
-  const Stream stream{.spec = model.spec,
-                      .cu_seqlens = batch.cu_seqlens,
-                      .rope = {rope.cos, rope.sin},
-                      .lora = model.lora_options(),
-                      .cache = cache};
+  const Stream stream{
+      .spec = model.spec,
+      .cu_seqlens = batch.cu_seqlens,
+      .rope = rope_table(model.spec.rope, batch.positions, batch.cu_seqlens, {model.dtype, model.device}),
+      .lora = model.lora_options(),
+      .cache = cache};
   if (model.gathered) {
     TORCH_CHECK(cache == nullptr, "Decoder: no cache with shared layers");
     model.gathered->begin_forward(at::GradMode::is_enabled());

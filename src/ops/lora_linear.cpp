@@ -108,16 +108,13 @@ class LoraLinear : public torch::autograd::Function<LoraLinear> {
     int64_t pair = 0;
     for (const LoraProjection& projection : projections) {
       const at::Tensor weight = dense(projection.weight, x.scalar_type());
-      at::Tensor y;
-      if (!projection.a.defined()) {
-        y = at::linear(x, weight, projection.bias);
-      } else if (adapter_goes_first(x) && !projection.bias.defined()) {
-        y = at::empty({x.size(0), weight.size(0)}, x.options());
-        y.addmm_(saved.low[pair], projection.b.t(), /*beta=*/0, /*alpha=*/options.scaling).addmm_(x, weight.t());
-      } else {
-        y = at::linear(x, weight, projection.bias);
-        y.addmm_(saved.low[pair], projection.b.t(), /*beta=*/1, /*alpha=*/options.scaling);
+      const bool adds_weight = projection.a.defined() && !projection.bias.defined() && adapter_goes_first(x);
+      at::Tensor y =
+          adds_weight ? at::empty({x.size(0), weight.size(0)}, x.options()) : at::linear(x, weight, projection.bias);
+      if (projection.a.defined()) {
+        y.addmm_(saved.low[pair], projection.b.t(), /*beta=*/adds_weight ? 0 : 1, /*alpha=*/options.scaling);
       }
+      if (adds_weight) y.addmm_(x, weight.t());
       lora_of.push_back(projection.a.defined() ? pair++ : -1);
       saved.weights.push_back(projection.weight);
       formats.push_back(Saved::format(projection.weight));

@@ -143,7 +143,6 @@ class SavePlan {
   }
   /// `long_ago`: by rank 0's.
   void save_if_due(const Run& run, bool epoch_ended, bool long_ago) {
-    if (run.saver == nullptr || run.options.save_strategy == "no") return;
     const int64_t interval = interval_steps(run.options.save_steps, run.total_steps);
     const bool last = run.state.step == run.total_steps;
     if (last || long_ago || is_due(run.options.save_strategy, interval, run, epoch_ended)) save(run);

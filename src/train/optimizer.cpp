@@ -65,9 +65,11 @@ double clip_gradients(const std::vector<model::NamedTensor>& parameters, const a
     group->all_reduce(square).wait();
     all = std::sqrt(square.item<double>());
   }
-  const std::vector<at::Tensor> gradients = gradients_of(parameters);
   const double coefficient = max_norm / (all + 1e-6);
-  if (!gradients.empty() && max_norm > 0 && coefficient < 1) at::_foreach_mul_(gradients, coefficient);
+  if (max_norm > 0 && coefficient < 1) {
+    const std::vector<at::Tensor> gradients = gradients_of(parameters);
+    if (!gradients.empty()) at::_foreach_mul_(gradients, coefficient);
+  }
   return all;
 }
 
