@@ -4,13 +4,17 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "dist/launch.h"
+#include "dist/local_processes.h"
 
 namespace fettle::cli {
 
 int check(const Arguments& arguments) {
-  const dist::Launch launch = dist::read_launch(dist::process_environment);
+  dist::Launch launch = dist::read_launch(dist::process_environment);
   const auto config = read_options(arguments, config::Command::kCheck);
-  if (config) train::check(*config, launch);
+  if (!config) return 0;
+  const int64_t processes = config->distributed.nproc_per_node;
+  if (dist::starts_local_processes(launch, processes)) launch = dist::first_local_process(launch, processes);
+  train::check(*config, launch);
   return 0;
 }
 

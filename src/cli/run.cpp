@@ -18,6 +18,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/stop_signal.h"
+#include "base/termination_message.h"
 #include "base/utf8.h"
 #include "cli/commands.h"
 #include "config/describe.h"
@@ -46,6 +47,7 @@ constexpr Command kCommands[] = {
     {"generate", "Answer a prompt.", generate, "use a shorter prompt or a smaller max_new_tokens"},
     {"preprocess", "Show and write the exact records, tokens and masks that training uses.", preprocess,
      "use a smaller preprocessing_num_workers, or shorter records"},
+    {"verify", "Whether a folder's files are what was written: DIR, or --write DIR.", verify, ""},
     {"config", "Print the options: --schema, --defaults or --markdown.", config::config_command, ""},
 };
 
@@ -104,6 +106,7 @@ int report(ExitCode code, std::string_view what, std::string_view hint) {
   const std::string name = log::name().empty() ? "" : log::name() + ": ";
   const std::string line = fmt::format("{}{}{}{}{}\n", name, kind, shorten(one_line(what), kLongest),
                                        hint.empty() ? "" : "; ", shorten(one_line(hint), kLongest));
+  write_termination_message(line);
   std::fputs(line.c_str(), stderr);  // fmt::print would throw where stderr is full
   return static_cast<int>(code);
 }

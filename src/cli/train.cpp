@@ -11,6 +11,7 @@
 #include "cli/options.h"
 #include "device/device.h"
 #include "dist/launch.h"
+#include "dist/local_processes.h"
 #include "train/fine_tune.h"
 #include "train/memory_remedies.h"
 
@@ -26,6 +27,11 @@ int train(const Arguments& arguments) {
   }
   const auto config = read_options(arguments, config::Command::kTrain, launch.rank > 0);
   if (!config) return 0;
+  if (dist::starts_local_processes(launch, config->distributed.nproc_per_node)) {
+    Arguments same = {"train"};
+    same.insert(same.end(), arguments.begin(), arguments.end());
+    return dist::start_local_processes(launch, config->distributed, same);
+  }
   try {
     train::fine_tune(*config, launch);
   } catch (const std::exception& error) {

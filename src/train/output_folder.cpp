@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "config/describe.h"
 #include "config/option_table.h"
+#include "hub/checksums.h"
 #include "hub/json.h"
 #include "hub/path.h"
 #include "train/checkpoint.h"
@@ -27,7 +28,6 @@ namespace fs = std::filesystem;
 using nlohmann::literals::operator""_json_pointer;
 namespace {
 
-constexpr const char* kRunFile = "run.json";
 constexpr const char* kLockFile = ".lock";
 
 /// Options of `fettle train` that change no number of the training.
@@ -36,9 +36,10 @@ const std::set<std::string_view>& free_options() {
       "cache_dir", "tokenizer_name", "ddp_timeout", "peer_timeout", "ddp_bucket_cap_mb", "zero_stage",
       "section_timeouts", "device", "num_threads", "fused_ops", "do_train", "do_eval", "gradient_checkpointing",
       // How often and where.
-      "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "profile_steps", "save_strategy",
-      "save_steps", "grad_spike_limit", "save_minutes", "async_save", "save_total_limit", "output_dir",
-      "overwrite_output_dir", "max_shard_size", "resume_from_checkpoint", "log_level", "verify_saved_model",
+      "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "report_to", "logging_dir", "metrics_port",
+      "nproc_per_node", "profile_steps", "save_strategy", "save_steps", "grad_spike_limit", "save_minutes",
+      "async_save", "save_total_limit", "output_dir", "overwrite_output_dir", "max_shard_size",
+      "resume_from_checkpoint", "log_level", "verify_saved_model",
       // Evaluation records and the cache of tokens.
       "per_device_eval_batch_size", "validation_file", "max_eval_samples", "preprocessing_num_workers",
       "dataset_cache_directory", "overwrite_cache"};
@@ -217,7 +218,8 @@ bool starts_in_place(const config::Config& config) {
 /// The rest of an earlier run that a new one would mix with its own files.
 void remove_earlier_run(const fs::path& folder, bool keeps_adapter) {
   for (const fs::path& checkpoint : list_checkpoints(folder)) fs::remove_all(checkpoint);
-  for (const char* name : {kRunFile, "metrics.jsonl", "all_results.json", kProfileFile, kTraceFile}) {
+  for (const char* name :
+       {kRunFile, "metrics.jsonl", "all_results.json", hub::kChecksumFile, kProfileFile, kTraceFile}) {
     fs::remove(folder / name);
   }
   if (keeps_adapter) return;

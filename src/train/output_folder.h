@@ -12,6 +12,9 @@
 
 namespace fettle::train {
 
+/// What run it is, and whether it is complete.
+inline constexpr const char* kRunFile = "run.json";
+
 /// What makes two runs the same run: every training option that changes the mathematics, and the data.
 ///   {"options": {name: value}, "data_options": {…}, "dataset": fingerprint}
 /// Options that only say how fast, how often or where (threads, logging, saving, paths of caches) are left out. The

@@ -1,16 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/result.h"
 
+#include <fmt/format.h>
+
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/termination_message.h"
 #include "device/device.h"
+#include "hub/checksums.h"
+#include "hub/json.h"
+#include "hub/path.h"
 #include "train/model_card.h"
+#include "train/output_folder.h"
 
 namespace fettle::train {
+namespace {
+
+/// "; steps 120, train_loss 1.2345 …", from all_results.json.
+std::string numbers(const std::filesystem::path& folder) {
+  std::string text;
+  if (!hub::is_file(folder / "all_results.json")) return text;
+  const nlohmann::json results = hub::read_json_object(folder / "all_results.json");
+  for (const char* name : {"steps", "train_loss", "eval_loss", "eval_perplexity"}) {
+    if (results.contains(name)) text += fmt::format("{} {} {}", text.empty() ? ";" : ",", name, results[name].dump());
+  }
+  return text;
+}
+
+/// All but what says how the run stands, and what has a manifest of its own.
+std::vector<std::filesystem::path> result_files(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> files = hub::files_below(folder);
+  std::erase_if(files, [](const std::filesystem::path& file) {
+    const std::string first = file.begin()->string();
+    return first == kRunFile || first.starts_with("checkpoint-");
+  });
+  return files;
+}
+
+}  // namespace
 
 void write_results(const config::Config& config, const TrainingState& state, const Evaluations& evaluations,
                    at::Device device) {
@@ -36,6 +67,7 @@ void write_results(const config::Config& config, const TrainingState& state, con
   const std::filesystem::path folder = config.output.output_dir;
   write_file(folder / "README.md", model_card(config, results));
   write_file(folder / "all_results.json", results.dump(2) + '\n');
+  hub::write_checksums(folder, result_files(folder));
 }
 
 void announce_result(const config::Config& config) {
@@ -45,7 +77,9 @@ void announce_result(const config::Config& config) {
   if (adapter) model += " --adapter_name_or_path=" + folder;
   if (adapter && !config.model.tokenizer_name.empty()) model += " --tokenizer_name=" + config.model.tokenizer_name;
   if (adapter) model += quantization_arguments(config.model);
-  log::info("the {} is in {}", adapter ? "adapter" : "model", folder);
+  const std::string where = fmt::format("the {} is in {}", adapter ? "adapter" : "model", folder);
+  write_termination_message(fmt::format("complete: {}{}\n", where, numbers(folder)));
+  log::info("{}", where);
   log::info("try it: fettle generate {} --prompt=\"...\"", model);
 }
 

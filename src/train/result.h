@@ -18,8 +18,8 @@ struct Evaluations {
   const std::optional<Evaluation>& after;
 };
 
-/// Writes all_results.json and the model card into output_dir. `device`: whose memory is reported. Throws Error{kIo} or
-/// {kPermission}.
+/// Writes all_results.json, the model card and manifest.sha256 into output_dir. `device`: whose memory is reported.
+/// Throws Error{kIo} or {kPermission}.
 void write_results(const config::Config& config, const TrainingState& state, const Evaluations& evaluations,
                    at::Device device);
 
