@@ -132,6 +132,15 @@ void write_file(const fs::path& path, std::string_view content) {
   file.commit();
 }
 
+void write_all(int descriptor, std::string_view bytes, const fs::path& path) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(descriptor, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) throw_system_error("write", path, errno);
+    bytes.remove_prefix(static_cast<size_t>(written));
+  }
+}
+
 void make_directories(const fs::path& path) {
   std::error_code failure;
   fs::create_directories(path, failure);

@@ -46,6 +46,9 @@ std::string read_file(const std::filesystem::path& path);
 /// read-only) or {kPermission} and leaves the old file untouched.
 void write_file(const std::filesystem::path& path, std::string_view content);
 
+/// Writes all of `bytes` to an open file; `path` is its name. Throws Error{kIo}.
+void write_all(int descriptor, std::string_view bytes, const std::filesystem::path& path);
+
 /// Makes `path` and its parents. Throws Error{kNoInput}, {kIo} or {kPermission} naming the folder, and what is in its
 /// way.
 void make_directories(const std::filesystem::path& path);

@@ -137,8 +137,6 @@ const std::vector<UnavailableOption>& unavailable_options() {
       {"benchmark_iterations", kBenchmarkLater},
       {"benchmark_cores_per_instance", kBenchmarkLater},
       {"benchmark_num_instances", kBenchmarkLater},
-      {"report_to", "read metrics.jsonl in output_dir"},
-      {"logging_dir", "read metrics.jsonl in output_dir"},
       {"push_to_hub", kUploadLater},
       {"hub_model_id", kUploadLater},
       {"hub_token", kUploadLater},

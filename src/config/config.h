@@ -97,6 +97,9 @@ struct TrainingConfig {
   bool gradient_checkpointing = false;
   double logging_steps = 10;
   bool logging_first_step = true;
+  std::string report_to = "none";       ///< none, or tensorboard
+  std::string logging_dir;              ///< of event files; empty: runs in output_dir
+  int64_t metrics_port = 0;             ///< 0: no server
   int64_t profile_steps = 0;            ///< steps whose time is taken apart; 0: none
   std::string eval_strategy = "no";     ///< no steps epoch
   double eval_steps = 0;                ///< 0: logging_steps; < 1: a ratio of all steps
@@ -152,6 +155,7 @@ struct DeviceConfig {
 
 /// Several processes of one run, as torchrun, mpirun or Kubernetes start them.
 struct DistributedConfig {
+  int64_t nproc_per_node = 1;      ///< processes that `fettle train` starts on this machine
   double ddp_timeout = 1800;       ///< seconds until all have come together, and for one exchange between them
   double peer_timeout = 20;        ///< seconds without a sign of life after which a process counts as lost
   int64_t ddp_bucket_cap_mb = 25;  ///< MiB of gradients that are exchanged at once

@@ -229,6 +229,12 @@ std::vector<Option> device_options() {
 
 std::vector<Option> distributed_options() {
   return {
+      {.name = "nproc_per_node",
+       .slot = slot<&DistributedConfig::nproc_per_node>,
+       .help = "Processes that this command starts on this machine, one an accelerator. Not needed under torchrun, "
+               "mpirun or srun, which start them themselves.",
+       .commands = kTrain,
+       .range = between(1, 1024)},
       {.name = "ddp_timeout",
        .slot = slot<&DistributedConfig::ddp_timeout>,
        .help = "Seconds until all processes of the run must have come together, and for one exchange between them.",

@@ -22,6 +22,7 @@
 #include "train/checkpoint.h"
 #include "train/evaluate.h"
 #include "train/loop.h"
+#include "train/metrics_server.h"
 #include "train/output_folder.h"
 #include "train/ranks.h"
 #include "train/result.h"
@@ -55,27 +56,22 @@ void log_plan(int64_t steps, int64_t steps_per_epoch) {
               "start again with overwrite_output_dir and resume_from_checkpoint=none");
 }
 
-/// Options that change no number of the training, but decide when the ranks meet.
-nlohmann::json shared_options(const config::Config& config) {
-  const nlohmann::ordered_json all = config::to_json(config);
-  nlohmann::json shared = nlohmann::json::object();
-  for (const char* name : {"zero_stage", "ddp_bucket_cap_mb", "do_train", "do_eval", "eval_strategy", "eval_steps",
-                           "per_device_eval_batch_size", "save_strategy", "save_steps", "grad_spike_limit",
-                           "gradient_checkpointing", "verify_saved_model", "max_shard_size"}) {
-    shared[name] = all.at(name);
-  }
-  return shared;
+fs::path event_folder(const config::Config& config) {
+  const std::string& folder = config.training.logging_dir;
+  return folder.empty() ? fs::path(config.output.output_dir) / "runs" : fs::path(folder);
 }
 
 /// One run of `fettle train`. Members are what several of its stages need.
 class FineTuning {
  public:
-  FineTuning(const config::Config& config, TrainingInputs inputs, std::shared_ptr<dist::Group> group, at::Device device)
+  FineTuning(const config::Config& config, TrainingInputs inputs, std::shared_ptr<dist::Group> group, at::Device device,
+             MetricsServer* server)
       : config_(config),
         inputs_(std::move(inputs.model)),
         data_(std::move(inputs.data)),
         group_(std::move(group)),
         device_(device),
+        server_(server),
         output_dir_(config.output.output_dir) {}
 
   /// Everything after the data is prepared, when there is anything left to do.
@@ -125,6 +121,7 @@ class FineTuning {
   data::PreparedData data_;
   std::shared_ptr<dist::Group> group_;
   at::Device device_;
+  MetricsServer* server_;  ///< null: none is wanted
   fs::path output_dir_;
   nlohmann::json identity_;
   nlohmann::json resumed_;  ///< trainer_state.json of the checkpoint to continue from
@@ -178,6 +175,7 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
           .full_training = !config_.lora.use_peft,
           .peak_flops = device::measure_matmul_peak(compute_type(training), device_)};
   run.group = group_;
+  run.server = server_;
   if (training.profile_steps > 0 && group_->is_main()) {
     run.profiler = std::make_shared<Profiler>(config_.output.output_dir, training.profile_steps, device_);
   }
@@ -248,7 +246,7 @@ std::unique_ptr<Saver> FineTuning::make_saver(const Run& run) const {
   for (const model::NamedTensor& each : run.parameters) bytes += 3.0 * static_cast<double>(each.tensor.nbytes());
   AddFiles add_files = config_.lora.use_peft ? adapter_files(run.model, config_.model) : model_files(inputs_.base);
   const CheckpointWriter::Options options{output_dir_, config_.training.save_total_limit, bytes,
-                                          [folder = output_dir_] { require_in_place(folder); }};
+                                          [folder = output_dir_] { require_in_place(folder); }, server_};
   if (run.shards.share_optimizer()) {
     return std::make_unique<SharedSaver>(
         group_, options, [this](const Run& state) { return shared_snapshot(state); }, std::move(add_files));
@@ -260,6 +258,7 @@ std::unique_ptr<Saver> FineTuning::make_saver(const Run& run) const {
 void FineTuning::evaluate_before(const Run& run) {
   if (!evaluates() || run.state.step > 0) return;
   before_ = evaluate_on_validation(run.model);
+  if (server_ != nullptr) server_->evaluated(*before_);
   run.metrics.write(evaluation_line(*before_, 0, 0));
   log_evaluation("before training", *before_);
 }
@@ -322,6 +321,9 @@ std::optional<Evaluation> FineTuning::train_from(const StartingPoint& start, mod
   share_tensors(*group_, run.shards.held_by_all());
   if (!run.shards.share_optimizer()) share_tensors(*group_, run.optimizer.state());
   model.refresh_compute_weights();
+  if (is_main() && config_.training.report_to == "tensorboard") {
+    metrics.also_write_events(event_folder(config_), run.state.step == 0 ? 0 : run.state.step + 1);
+  }
   evaluate_before(run);
   train(run);
   state_ = run.state;
@@ -453,14 +455,10 @@ void FineTuning::evaluate_only() {
   write_file(output_dir_ / "eval_results.json", evaluation_results(evaluation).dump(2) + '\n');
 }
 
-dist::GroupOptions group_options(const config::DistributedConfig& options) {
-  const auto seconds = [](double value) { return std::chrono::seconds(static_cast<int64_t>(std::ceil(value))); };
-  return {.timeout = seconds(options.ddp_timeout), .peer_timeout = seconds(options.peer_timeout)};
-}
-
-void fine_tune_in(const std::shared_ptr<dist::Group>& group, TrainingInputs inputs, at::Device device) {
+void fine_tune_in(const std::shared_ptr<dist::Group>& group, TrainingInputs inputs, at::Device device,
+                  MetricsServer* server) {
   const config::Config config = std::move(inputs.config);
-  FineTuning fine_tuning(config, std::move(inputs), group, device);
+  FineTuning fine_tuning(config, std::move(inputs), group, device, server);
   try {
     group->require_same("the configuration", shared_options(config).dump());
     require_own_devices(*group, device);
@@ -491,10 +489,11 @@ void fine_tune(const config::Config& given, const dist::Launch& launch) {
   std::optional<SectionMark> mark(std::in_place, Section::kSetup);
   const device::Device device = start_device(given.device, {launch.local_world_size, launch.local_rank});
   log::info("{}", device.description());
+  const std::unique_ptr<MetricsServer> server = MetricsServer::for_run(given, launch);
   TrainingInputs inputs = prepare_training(given);
   mark.reset();
   const auto group = dist::Group::join(launch, group_options(given.distributed));  // tokenizing may take hours
-  fine_tune_in(group, std::move(inputs), device.torch_device);
+  fine_tune_in(group, std::move(inputs), device.torch_device, server.get());
 }
 
 }  // namespace fettle::train

@@ -23,6 +23,8 @@
 
 namespace fettle::train {
 
+class MetricsServer;
+
 /// What the loop works on. The references outlive it.
 struct Run {
   const config::TrainingConfig& options;
@@ -40,6 +42,7 @@ struct Run {
   Saver* saver = nullptr;                     ///< of checkpoints, on rank 0 or on all; null: none are wanted
   std::shared_ptr<dist::Group> group = dist::Group::alone();
   std::shared_ptr<dist::GradientBuckets> gradients = {};  ///< sums them over the ranks; null: there is one rank
+  MetricsServer* server = nullptr;                        ///< null: none is wanted
   std::shared_ptr<Profiler> profiler = {};                ///< null: none is wanted
   Shards shards = {};                                     ///< what the ranks share out
   bool is_whole = true;                            ///< weights, optimizer and state are those after the same step

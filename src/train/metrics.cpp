@@ -74,19 +74,18 @@ void MetricsLog::replace(const std::string& content) {
   if (descriptor_ < 0) throw_system_error("write", path_, errno);
 }
 
+void MetricsLog::also_write_events(const std::filesystem::path& folder, int64_t first_step) {
+  events_ = std::make_unique<EventFile>(folder, first_step);
+}
+
 MetricsLog::~MetricsLog() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 void MetricsLog::write(const nlohmann::ordered_json& line) {
   if (path_.empty()) return;
-  const std::string text = line.dump() + '\n';
-  for (std::string_view rest = text; !rest.empty();) {
-    const ssize_t written = ::write(descriptor_, rest.data(), rest.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) throw_system_error("write", path_, errno);
-    rest.remove_prefix(static_cast<size_t>(written));
-  }
+  write_all(descriptor_, line.dump() + '\n', path_);
+  if (events_) events_->write(line);
 }
 
 }  // namespace fettle::train

@@ -5,9 +5,12 @@
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+
+#include "train/event_file.h"
 
 namespace fettle::train {
 
@@ -44,7 +47,7 @@ nlohmann::ordered_json evaluation_line(const Evaluation& evaluation, int64_t ste
 /// What `fettle eval` prints: {"eval_loss", "perplexity", "target_tokens", "records"}.
 nlohmann::ordered_json evaluation_results(const Evaluation& evaluation);
 
-/// An append-only JSONL file, written line by line.
+/// An append-only JSONL file, written line by line, and TensorBoard's events of the same lines where they are wanted.
 class MetricsLog {
  public:
   /// Writes nothing: of the ranks of a run, one keeps its log.
@@ -54,6 +57,9 @@ class MetricsLog {
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
+
+  /// From now on each line also goes into an EventFile.
+  void also_write_events(const std::filesystem::path& folder, int64_t first_step);
 
   /// Drops what a run that is resumed at `step` will write again: the lines of later steps, the evaluation of `step`
   /// itself unless `evaluated` says that it is done, and half a line at the end (a killed run).
@@ -65,6 +71,7 @@ class MetricsLog {
 
   std::filesystem::path path_;
   int descriptor_ = -1;
+  std::unique_ptr<EventFile> events_;
 };
 
 /// Lines of a metrics file whose step is at most `last_step`, that step's evaluation only if `evaluated`. A line

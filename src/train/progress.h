@@ -28,11 +28,11 @@ class Progress {
   void print(const StepMetrics& metrics);
   /// Wipes the live line, so that log lines can follow.
   void clear();
+  /// Until the last step, at the rate of this process so far.
+  [[nodiscard]] double seconds_left(int64_t step) const;
 
  private:
   using Clock = std::chrono::steady_clock;
-  [[nodiscard]] double seconds_left(int64_t step) const;
-
   int64_t first_step_;
   int64_t total_steps_;
   bool terminal_;

@@ -12,6 +12,8 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -19,6 +21,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "config/describe.h"
 
 namespace fettle::train {
 namespace {
@@ -30,6 +33,22 @@ std::string host_name() {
 }
 
 }  // namespace
+
+nlohmann::json shared_options(const config::Config& config) {
+  const nlohmann::ordered_json all = config::to_json(config);
+  nlohmann::json shared = nlohmann::json::object();
+  for (const char* name : {"zero_stage", "ddp_bucket_cap_mb", "do_train", "do_eval", "eval_strategy", "eval_steps",
+                           "per_device_eval_batch_size", "save_strategy", "save_steps", "grad_spike_limit",
+                           "gradient_checkpointing", "verify_saved_model", "max_shard_size"}) {
+    shared[name] = all.at(name);
+  }
+  return shared;
+}
+
+dist::GroupOptions group_options(const config::DistributedConfig& options) {
+  const auto seconds = [](double value) { return std::chrono::seconds(static_cast<int64_t>(std::ceil(value))); };
+  return {.timeout = seconds(options.ddp_timeout), .peer_timeout = seconds(options.peer_timeout)};
+}
 
 std::string share_text(dist::Group& group, const std::string& text) {
   if (group.size() == 1) return text;

@@ -2,14 +2,22 @@
 /// What the ranks of a run tell each other beside gradients.
 #pragma once
 
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "config/config.h"
 #include "dist/group.h"
 #include "hub/tensor_source.h"
 #include "model/decoder.h"
 
 namespace fettle::train {
+
+/// Options that change no number of the training, but decide when the ranks meet.
+nlohmann::json shared_options(const config::Config& config);
+
+/// How long the ranks wait for each other.
+dist::GroupOptions group_options(const config::DistributedConfig& options);
 
 /// Rank 0's text, on every rank. All ranks call it.
 std::string share_text(dist::Group& group, const std::string& text);

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "device/device.h"
 #include "train/loop.h"
+#include "train/metrics_server.h"
 
 namespace fettle::train {
 namespace {
@@ -26,14 +27,17 @@ Report::Report(Run& run)
       logging_steps_(interval_steps(run.options.logging_steps, run.total_steps)) {}
 
 void Report::show() {
-  if (!run_.group->is_main()) return;
   const StepMetrics line = metrics();
+  const bool is_main = run_.group->is_main();
+  if (run_.server != nullptr) run_.server->show(line, run_.total_steps, progress_.seconds_left(line.step));
   if (!is_due()) {
-    progress_.draw(line);
+    if (is_main) progress_.draw(line);
     return;
   }
-  run_.metrics.write(step_line(line));
-  progress_.print(line);
+  if (is_main) {
+    run_.metrics.write(step_line(line));
+    progress_.print(line);
+  }
   run_.state.window_loss_sum = 0;
   run_.state.window_steps = 0;
   tokens_ = 0;
@@ -41,6 +45,7 @@ void Report::show() {
 }
 
 void Report::evaluated(const Evaluation& evaluation) {
+  if (run_.server != nullptr) run_.server->evaluated(evaluation);
   if (!run_.group->is_main()) return;
   run_.metrics.write(evaluation_line(evaluation, run_.state.step, run_.state.epoch));
   progress_.clear();

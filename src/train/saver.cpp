@@ -16,6 +16,7 @@
 #include "base/watchdog.h"
 #include "device/device.h"
 #include "train/loop.h"
+#include "train/metrics_server.h"
 #include "train/report.h"
 
 namespace fettle::train {
@@ -69,6 +70,7 @@ void CheckpointWriter::timed(int64_t step, const std::function<std::filesystem::
   if (options_.check) options_.check();
   prune_checkpoints(options_.output_dir, options_.keep);
   longest_ = std::max(longest_.load(), watch.seconds());
+  if (options_.server != nullptr) options_.server->saved(step);
   log::debug("wrote {} in {:.1f} s, {:.1f} s of them of the processor", folder.string(), watch.seconds(),
              thread_seconds() - processor_before);
 }

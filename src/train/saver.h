@@ -12,6 +12,7 @@
 
 namespace fettle::train {
 
+class MetricsServer;
 struct Run;
 
 /// Keeps a run's state safe.
@@ -40,6 +41,7 @@ class CheckpointWriter {
     int64_t keep = 0;                  ///< save_total_limit
     double bytes = 0;                  ///< of one checkpoint, about: what the first save's time is expected by
     std::function<void()> check = {};  ///< called before and after a write; what it throws fails it
+    MetricsServer* server = nullptr;   ///< told when a checkpoint is on the disk; null: nobody is
   };
   /// `add_files` runs in the thread that writes.
   CheckpointWriter(Options options, AddFiles add_files);

@@ -102,7 +102,7 @@ INSTANTIATE_TEST_SUITE_P(
         TextCase{"lr_scheduler_kwargs: '{\"a\": {\"b\": 1}}'", kUsage, {"not a flat JSON object"}},
         TextCase{"output_dir: \"a\xff\"", kUsage, {"output_dir", "not valid UTF-8"}},
         TextCase{"fp16: true", kUsage, {"fp16", "not available in this version", "bf16"}},
-        TextCase{"report_to: tensorboard", kUsage, {"report_to", "c.yaml:1", "metrics.jsonl"}},
+        TextCase{"report_to: wandb", kUsage, {"report_to", "c.yaml:1", "not available in this version"}},
         TextCase{"do_quantize: true", kUsage, {"do_quantize", "not available in this version"}},
         TextCase{"torch_dtype: float16", kUsage, {"torch_dtype = 'float16'", "bfloat16", "bf16"}},
         TextCase{"use_habana: true", kUsage, {"'hpu'", "not available in this version"}}));
