@@ -291,7 +291,8 @@ void check_one_process_a_node(const Variables& variables) {
   if (variables.size(name) != 1)
     refuse(fmt::format("{}={}: only torchrun starts several processes on a node, and it did not start this one", name,
                        quote(value)),
-           "start `torchrun --no-python fettle …`, or set one process a node (numProcPerNode or nprocPerNode: 1)");
+           "set one process a node (numProcPerNode or nprocPerNode: 1) and fettle's own nproc_per_node, or start "
+           "`torchrun --no-python fettle …`");
 }
 
 bool has_ranks(const Variables& variables) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Which launcher started this process, and where it stands among the processes of the run. All of it is read from the
-/// environment that the launcher made; Fettle starts no processes itself.
+/// environment that the launcher made.
 ///
 /// The first row whose launcher is recognised decides, so an inner launcher goes before the one that started it:
 /// torchrun inside a PyTorchJob, an Indexed Job or srun is torchrun, mpirun inside Slurm is mpirun.

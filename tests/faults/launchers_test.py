@@ -2,13 +2,15 @@
 """Real launchers start real runs of two processes, stop them and start them again; the results are the plain run's.
 
   environments     plain variables, LOCAL_RANK, an Indexed Job, PyTorchJob, Trainer (PET_*), Slurm's variables
-  torchrun, mpirun the programs themselves (torch's in .venv-test, Debian's Open MPI)
+  torchrun, mpirun the programs themselves (torch's in .venv-test, Debian's Open MPI), and our own nproc_per_node
   restarted        torchrun --max-restarts=1, with a worker killed
   stopped          SIGTERM to the launcher, Ctrl-C in its terminal, SIGTERM to one worker: all save
+  lost             nproc_per_node: a killed worker ends the run by its name; a killed launcher takes its workers along
   sent_twice       a signal that comes from the terminal and from the launcher counts once
 """
 
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -72,8 +74,13 @@ def start_mpirun(place, arguments, *more):
     return Process(line, place, ranks.environment_of(place) | {"MASTER_PORT": str(ranks.PORTS.free())})
 
 
+def start_own(place, arguments, *more):
+    return Process([PROGRAM, *arguments, f"--nproc_per_node={SIZE}", *more], place, ranks.environment_of(place))
+
+
 # How to start a run, and the variable that holds a worker's rank.
-LAUNCHERS = {"torchrun": (start_torchrun, "RANK"), "mpirun": (start_mpirun, "OMPI_COMM_WORLD_RANK")}
+LAUNCHERS = {"torchrun": (start_torchrun, "RANK"), "mpirun": (start_mpirun, "OMPI_COMM_WORLD_RANK"),
+             "nproc_per_node": (start_own, "RANK")}
 
 
 class Launched:
@@ -181,7 +188,10 @@ def stopped(workplace, summary, _):
             outcome = launched.process.finish()
             check_stop(f"{name}, {stop.__name__}", outcome, launched.output_dir)
             codes = re.findall(r"[Ee]xit ?code *: *(\d+)", outcome.log)
-            require(stop is not to_one_worker or set(codes) == {str(PREEMPTED)}, f"{name} saw {codes}", outcome)
+            if name == "nproc_per_node":
+                require(outcome.code == PREEMPTED, f"it ended with {named(outcome.code)}", outcome)
+            elif stop is to_one_worker:
+                require(set(codes) == {str(PREEMPTED)}, f"{name} saw {codes}", outcome)
             launched.again()
             ranks.require_same(expected, launched.output_dir, {0: launched.process.finish()})
         summary.count(f"{name}: {stop.__name__.replace('_', ' ')}: saved and continued")
@@ -202,6 +212,36 @@ def check_stop(name, outcome, output_dir):
     require(outcome.code != DONE, f"{name}: the launcher ended with {named(outcome.code)}", outcome)
 
 
+def lives(pid):
+    """Whether a process is more than an entry that its parent has not collected."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def lost(workplace, summary, _):
+    """What a cluster does when memory is short: one process is gone, and the others must not stay behind."""
+    with Launched("nproc_per_node", workplace.new("lost"), LONGER) as launched:
+        launched.wait_for_step(4)
+        ranks.kill(launched.workers()[1])
+        outcome = launched.process.finish()
+        require(outcome.code == 128 + signal.SIGKILL, f"it ended with {named(outcome.code)}", outcome)
+        require("rank 1" in outcome.log, "nobody named the process that was killed", outcome)
+        launched.again()
+        ranks.require_same(reference(workplace, LONGER), launched.output_dir, {0: launched.process.finish()})
+        summary.count("nproc_per_node: a killed worker: named, and continued")
+    with Launched("nproc_per_node", workplace.new("lost"), LONGER) as launched:
+        launched.wait_for_step(4)
+        workers = launched.workers()
+        launched.process.end()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and any(map(lives, workers.values())):
+            time.sleep(0.05)
+        require(not any(map(lives, workers.values())), f"of the workers {workers} some outlived their launcher")
+        summary.count("nproc_per_node: a killed launcher takes its workers along")
+
+
 def sent_twice(workplace, summary, _):
     """From the terminal to the whole group, and once more by the launcher that passes it on."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -220,4 +260,4 @@ def sent_twice(workplace, summary, _):
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main("launchers", [environments, launchers, restarted, stopped, sent_twice]))
+    sys.exit(harness.main("launchers", [environments, launchers, restarted, stopped, lost, sent_twice]))
