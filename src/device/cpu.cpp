@@ -21,16 +21,20 @@ std::string first_line(const std::string& path) {
   return line;
 }
 
-/// Whole CPUs of the control group's quota (cgroup v2 "<microseconds> <period>" or "max <period>"), rounded up.
-int64_t quota_cores() {
-  std::istringstream limit(first_line("/sys/fs/cgroup/cpu.max"));
+}  // namespace
+
+int64_t quota_cores(const std::filesystem::path& control_group) {
+  std::string limit = first_line(control_group / "cpu.max");  // "<microseconds> <period>" or "max <period>"
+  if (limit.empty()) {                                        // version 1
+    const std::filesystem::path folder = control_group / "cpu";
+    limit = first_line(folder / "cpu.cfs_quota_us") + ' ' + first_line(folder / "cpu.cfs_period_us");
+  }
+  std::istringstream numbers(limit);
   double quota = 0;
   double period = 0;
-  if (!(limit >> quota >> period) || quota <= 0 || period <= 0) return INT64_MAX;
+  if (!(numbers >> quota >> period) || quota <= 0 || period <= 0) return INT64_MAX;
   return static_cast<int64_t>(std::ceil(quota / period));
 }
-
-}  // namespace
 
 Processor parse_processor(std::string_view cpuinfo) {
   Processor processor;
@@ -62,7 +66,7 @@ int64_t usable_cores() {
         first_line(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
     cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
   }
-  return std::clamp<int64_t>(static_cast<int64_t>(cores.size()), 1, quota_cores());
+  return std::clamp<int64_t>(static_cast<int64_t>(cores.size()), 1, quota_cores("/sys/fs/cgroup"));
 }
 
 }  // namespace fettle::device

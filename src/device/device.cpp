@@ -140,10 +140,13 @@ int64_t memory_capacity_bytes(at::Device device) {
   if (!device.is_cpu()) {
     return static_cast<int64_t>(at::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).second);
   }
-  const int64_t machine = kernel_bytes("/proc/meminfo", "MemTotal:");
-  int64_t group = 0;
-  const bool limited = static_cast<bool>(std::ifstream("/sys/fs/cgroup/memory.max") >> group);
-  return limited && group > 0 ? std::min(group, machine) : machine;
+  int64_t capacity = kernel_bytes("/proc/meminfo", "MemTotal:");
+  for (const char* file : {"memory.max", "memory/memory.limit_in_bytes"}) {  // of a control group, version 2 and 1
+    int64_t limit = 0;
+    if (std::ifstream(std::string("/sys/fs/cgroup/") + file) >> limit && limit > 0)
+      capacity = std::min(capacity, limit);
+  }
+  return capacity;
 }
 
 int64_t memory_bytes(at::Device device) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <string>
 #include <string_view>
 
@@ -27,6 +28,10 @@ Processor parse_processor(std::string_view cpuinfo);
 /// Physical cores in this process's affinity mask, at most the CPU quota of its control group; at least 1. Two hardware
 /// threads of a core count once: a matrix product gains nothing from the second.
 int64_t usable_cores();
+
+/// Whole CPUs of the quota of a control group, rounded up; INT64_MAX if it has none. `control_group`: where its files
+/// are, of version 1 or 2.
+int64_t quota_cores(const std::filesystem::path& control_group);
 
 /// Where a process stands among those of its run on this machine.
 struct Place {

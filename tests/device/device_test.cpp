@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "support/temporary_folder.h"
 
 namespace fettle::device {
 namespace {
@@ -28,6 +29,19 @@ TEST(Processor, WithoutFlagsHasNothing) {
   const Processor processor = parse_processor("Features : fp asimd\nflags:\n");
   EXPECT_EQ(processor.vector_instructions, "none");
   EXPECT_FALSE(processor.bf16_instructions);
+}
+
+TEST(QuotaCores, AreThoseOfBothVersionsOfControlGroups) {
+  const auto cores = [](const std::vector<std::pair<const char*, const char*>>& files) {
+    const TemporaryFolder folder;
+    for (const auto& [name, content] : files) folder.write(name, content);
+    return quota_cores(folder.path());
+  };
+  EXPECT_EQ(cores({{"cpu.max", "250000 100000\n"}}), 3);
+  EXPECT_EQ(cores({{"cpu.max", "max 100000\n"}}), INT64_MAX);
+  EXPECT_EQ(cores({{"cpu/cpu.cfs_quota_us", "50000\n"}, {"cpu/cpu.cfs_period_us", "100000\n"}}), 1);
+  EXPECT_EQ(cores({{"cpu/cpu.cfs_quota_us", "-1\n"}, {"cpu/cpu.cfs_period_us", "100000\n"}}), INT64_MAX);
+  EXPECT_EQ(cores({}), INT64_MAX);
 }
 
 TEST(Device, UsesNoMoreCoresThanTheAffinityMask) {
