@@ -1,0 +1,15 @@
+#!/bin/sh
+# Puts torch's CUDA libraries into the folder $1 as the wheels lay them out: what libtorch_cuda.so loads, without
+# headers, static libraries and Python.
+set -eu
+root=$1
+wheels=$(mktemp -d)
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --target "$wheels" \
+  "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' tools/requirements.txt)"
+mkdir -p "$root/torch"
+cp -r "$wheels/torch/lib" "$root/torch/lib"
+cp -r "$wheels/nvidia" "$root/nvidia"
+find "$root" \( -name '*.a' -o -name '*.h' -o -name '*.py' -o -name 'libtorch_python*' \) -delete
+find "$root/nvidia" -type d -name include -prune -exec rm -r {} +
+find "$root" -name 'libtorch_c*.so' -exec strip --strip-unneeded {} +
+rm -r "$wheels"
