@@ -1,7 +1,7 @@
 # A thin front over CMake presets. `make help` lists the targets.
 JOBS ?= $(shell nproc)
 .DEFAULT_GOAL := build
-.PHONY: help setup build build-all dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
+.PHONY: image test-chart test-cluster help setup build build-all dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,14 @@ nightly: ## the long proofs: the real 135M model against TRL, WikiText-2 perplex
 	@tools/setup.sh test model
 	@$(MAKE) --no-print-directory build-all
 	@ctest --preset release -L nightly --output-on-failure
+
+image: ## build the image localhost/fettle:cpu (TARGET=cuda or hpu: that one) with docker, podman or buildah
+	@tools/image.sh $(or $(TARGET),cpu) localhost/fettle:$(or $(TARGET),cpu)
+
+test-cluster: ## the chart on a real Kubernetes made on this machine: trained, interrupted, resumed (root; minutes)
+	@tools/setup.sh test
+	@$(MAKE) --no-print-directory build
+	@tools/cluster/test.sh
 
 lint: ## clang-format and clang-tidy
 	@tools/setup.sh lint

@@ -5,6 +5,7 @@
 #   cluster.sh up                    start the cluster and wait until every node is Ready
 #   cluster.sh load-image FILE...    import OCI or docker archives into every node
 #   cluster.sh env                   print the exports for a shell: eval "$(cluster.sh env)"
+#   cluster.sh in-node N COMMAND...  run a command in the namespaces of node N
 #   cluster.sh down                  stop everything and remove all but the cached binaries
 #
 # It needs root, a Go toolchain and package registries; no container engine, no systemd and no
@@ -446,6 +447,7 @@ case ${1:-} in
   install) exec "$here/install.sh" cluster ;;
   up) up ;;
   load-image) shift; load_image "$@" ;;
+  in-node) shift; in_node "$@" ;;
   env) print_env ;;
   down) down ;;
   *) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;

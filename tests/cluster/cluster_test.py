@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chart on a real cluster, with the image that deploy/Dockerfile makes.
+
+  example          installed by Helm 3 and 4: trained, tested, copied out, loaded by PEFT; the time to the first step
+  nodes            two pods (Indexed Job), and the same by PyTorchJob under the training-operator: the same bytes
+  trainjob         accepted by the API server with Kubeflow Trainer's own definitions
+  admitted         every values file, kind and number of nodes, by the API server, under the "restricted" level
+  gaudi            eight cards, from the device plugin
+  copied           a folder of 1 GB to the volume and back, each with a cut in between
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import kube
+from kube import CACHE, CHART, COPY, IMAGE, ROOT, VALUES, Namespace, kubectl, release, require, run, settings, wait_until
+
+import harness  # pylint: disable=wrong-import-order  # kube has told where it is
+
+PYTHON = ROOT / ".venv-test/bin/python"
+RUN = {"config.max_steps": 20}
+TWO_NODES = RUN | {"nodes": 2, "storage.accessModes": ["ReadWriteMany"], "resources.cpu": "300m"}
+LOAD = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+ids = torch.arange(1, 40)[None]
+before = base(ids).logits
+after = PeftModel.from_pretrained(base, sys.argv[2])(ids).logits
+assert torch.isfinite(after).all() and (after - before).abs().max() > 1e-3, "the adapter changes nothing"
+"""
+
+
+def peft_loads(adapter):
+    run(PYTHON, "-c", LOAD, ROOT / "examples/stories260K", adapter, environment={"HF_HUB_OFFLINE": "1"})
+
+
+def example(workplace, summary, _):
+    """helm install, trained, helm test, copied out with equal hashes, loaded by PEFT; the volume survives."""
+    for helm in (3, 4):
+        with Namespace() as namespace:
+            run_ = kube.Release(namespace, helm=helm, **RUN)
+            run_.wait_for_step(1)
+            seconds = time.monotonic() - run_.installed
+            output = run_.result(workplace.new("example"))
+            code, _reason, message = run_.message()["train"]
+            require(code == 0 and message.startswith("complete: the adapter is in /data/output; steps 20, train_loss "),
+                    f"the termination message is {message!r}")
+            require("kubectl" in run_.notes and run_.namespace.name in run_.notes, f"NOTES:\n{run_.notes}")
+            tested = run_.helm("test", run_.name, "--logs")
+            require("all as written" in tested and "Once upon a time" not in tested.splitlines()[-1], tested)
+            peft_loads(output)
+            run_.helm("uninstall", run_.name)
+            claims = namespace.get("pvc")["items"]
+            require(len(claims) == 1 and claims[0]["status"]["phase"] == "Bound", "the volume went with the release")
+        summary.count(f"Helm {helm}: trained, tested, copied, loaded")
+        summary.count(f"Helm {helm}: {seconds:.1f} s from helm install to the first step")
+
+
+def operator():
+    """training-operator of the same release as its manifests, with the init image that is in the cluster."""
+    if kubectl("get", "deployment", "training-operator", "--namespace=kubeflow", expect=None).returncode == 0:
+        return
+    overlay = CACHE / "manifests/training-operator/overlays/standalone"
+    text = (overlay / "kustomization.yaml").read_text()
+    text = re.sub(r"newName: .*", "newName: localhost/training-operator", re.sub(r"newTag: .*", "newTag: test", text))
+    (overlay / "kustomization.yaml").write_text(text)
+    kubectl("apply", "--server-side", "--filename=-", text=kubectl("kustomize", overlay))
+    kubectl("--namespace=kubeflow", "patch", "deployment", "training-operator", "--type=json", "--patch", json.dumps([
+        {"op": "add", "path": "/spec/template/spec/containers/0/args",
+         "value": ["--pytorch-init-container-image=localhost/training-operator-init:test"]}]))
+    kubectl("--namespace=kubeflow", "rollout", "status", "deployment/training-operator", "--timeout=120s")
+
+
+def succeeded(run_, pods):
+    def phases():
+        return [pod["status"]["phase"] for pod in run_.namespace.pods()]
+    wait_until(lambda: phases() == ["Succeeded"] * pods, f"{pods} pods to succeed", 300,
+               lambda: f"{phases()}\n{run_.describe()}\n{run_.log('pytorch')}")
+
+
+def nodes(workplace, summary, _):
+    """Two pods, by an Indexed Job and by PyTorchJob: the same adapter, whose loss is the plain run's."""
+    with release(**TWO_NODES) as run_:
+        output = run_.result(workplace.new("indexed"), seconds=400)
+        require(len(run_.namespace.pods()) == 2, "an Indexed Job of two pods has made others")
+        ranks = [log for log in (run_.namespace.kubectl("logs", pod["metadata"]["name"]) for pod in run_.namespace.pods())]
+        require(any("Indexed Job" in log for log in ranks), ranks[0])
+        peft_loads(output)
+        summary.count("Indexed Job, 2 pods: trained over the pod network")
+    operator()
+    with Namespace() as namespace:
+        def installed():
+            try:
+                return kube.Release(namespace, kind="PyTorchJob", **TWO_NODES)
+            except AssertionError as error:  # the operator's webhook answers some seconds after it is ready
+                require("failed calling webhook" in str(error), error)
+                namespace.kubectl("delete", "pvc,secret,configmap,statefulset", "--all")
+                return None
+        run_ = wait_until(installed, "the operator's webhook", 60)
+        succeeded(run_, 2)
+        copy = workplace.new("pytorchjob") / "output"
+        run_.copy("download", copy, "/data/output")
+        state = namespace.get("pytorchjobs")["items"][0]["status"]["conditions"][-1]
+        require(state["type"] == "Succeeded", state)
+        difference = harness.differences(output, copy)
+        require(not difference, f"PyTorchJob's result differs from the Indexed Job's: {difference}")
+        summary.count("PyTorchJob, master and worker succeeded: the same bytes")
+
+
+def trainjob(_workplace, summary, _):
+    """Under the definitions of Kubeflow Trainer. Its controller needs JobSet, which cannot be had here: not run."""
+    crds = CACHE / "manifests/trainer/base/crds"
+    kubectl("apply", "--server-side", *(f"--filename={file}" for file in sorted(crds.glob("trainer*.yaml"))))
+    with Namespace() as namespace:
+        for count in (1, 2):
+            values = IMAGE | TWO_NODES | {"kind": "TrainJob", "nodes": count}
+            text = run(CACHE / "bin/helm4", "template", "run", CHART, "--namespace", namespace.name, "--values",
+                       VALUES / "example.yaml", *settings(values))
+            said = namespace.kubectl("apply", "--dry-run=server", "--filename=-", text=text)
+            require("trainjob.trainer.kubeflow.org" in said and "trainingruntime.trainer.kubeflow.org" in said, said)
+            summary.count(f"TrainJob, {count} nodes: accepted")
+
+
+def admitted(_workplace, summary, _):
+    """Strictly validated, and no pod would be refused at the "restricted" level, but for Gaudi's needs."""
+    operator()
+    with Namespace() as namespace:
+        for file in sorted(VALUES.glob("*.yaml")):
+            for kind in ("Job", "PyTorchJob"):
+                for count in (1, 2):
+                    values = {"kind": kind, "nodes": count, "storage.accessModes": ["ReadWriteMany"]}
+                    text = run(CACHE / "bin/helm4", "template", "run", CHART, "--namespace", namespace.name, "--values", file,
+                               *settings(values))
+                    done = namespace.kubectl("apply", "--dry-run=server", "--filename=-", text=text, expect=None)
+                    violates = "would violate PodSecurity" in done.stderr or "violates PodSecurity" in done.stderr
+                    require(done.returncode == 0, f"{file.name} {kind} {count}: {done.stderr}")
+                    require(violates == file.name.startswith("gaudi"), f"{file.name} {kind} {count}: {done.stderr}")
+                    summary.count(f"{kind}: values files × nodes accepted")
+
+
+def gaudi(_workplace, summary, _):
+    """gaudi-medical-8 asks for eight cards, and the device plugin gives them; a program without a driver says so."""
+    values = {"resources.hugepages2Mi": "", "resources.cpu": "300m", "resources.memory": "1Gi", "hub.existingSecret.name": "",
+              "shmSize": "128Mi", "check.enabled": False, "download.enabled": False, "storage.size": "1Gi"}
+    with release("gaudi-medical-8", level="privileged", **values) as run_:
+        run_.wait("Failed")
+        pod = run_.namespace.pods()[0]
+        container = pod["spec"]["containers"][0]
+        require(container["resources"]["limits"]["habana.ai/gaudi"] == "8", container["resources"])
+        require(pod["spec"].get("nodeName"), "it was not scheduled")
+        require(pod["spec"].get("hostIPC") is True, "eight cards exchange data through System V shared memory")
+        require(container["securityContext"]["capabilities"]["add"] == ["SYS_NICE"], container["securityContext"])
+        require("privileged" not in json.dumps(pod["spec"]), "it is privileged")
+        code, _reason, message = run_.message()["train"]
+        require(code in (64, 69, 78) and "hpu" in message, f"{code}: {message}")
+        summary.count("8 cards: scheduled, without privileges")
+
+
+def copied(workplace, summary, _):
+    """Cut in the middle, the same command goes on where it was; the hashes are equal on both sides."""
+    place = workplace.new("copied")
+    (place / "data").mkdir()
+    with open(place / "data/large file.bin", "wb") as large:
+        for _ in range(250):
+            large.write(os.urandom(4 << 20))
+    (place / "data/small.txt").write_text("small\n")
+    with release(**RUN) as run_:
+        pod = run_.data_pod()
+        for direction, here in (("upload", place / "data"), ("download", place / "back")):
+            command = ["bash", COPY, direction, "--namespace", run_.namespace.name, "--pod", pod, here, "/data/dataset"]
+            environment = {**os.environ, "KUBECTL": str(CACHE / "bin/kubectl")}
+            process = subprocess.Popen(list(map(str, command)), env=environment, start_new_session=True,
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+            def part():
+                if direction == "download":
+                    found = here / "large file.bin.part"
+                    return found.stat().st_size if found.exists() else 0
+                done = run_.in_volume("stat", "--format=%s", "/data/dataset/large file.bin.part", expect=None)
+                return int(done.stdout) if done.returncode == 0 else 0
+            wait_until(lambda: part() > 100 << 20, "a tenth of the file", 120)  # pylint: disable=cell-var-from-loop
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kept = part()
+            require(kept < 1000 << 20, "it was over before the cut")
+            began = time.monotonic()
+            said = run_.copy(direction, here, "/data/dataset", timeout=600)
+            summary.count(f"{direction}: cut, resumed, equal")
+            print(f"  {direction}: {kept >> 20} MiB were kept, the rest took {time.monotonic() - began:.0f} s\n  {said.strip()[-200:]}")
+        for name in ("large file.bin", "small.txt"):
+            require(harness.sha256(place / "data" / name) == harness.sha256(place / "back" / name), name)
+        shutil.rmtree(place)
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("cluster", [example, nodes, trainjob, admitted, gaudi, copied]))
