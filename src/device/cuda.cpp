@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "base/error.h"
@@ -23,6 +24,11 @@ void* load(const std::filesystem::path& library) {
   void* handle = ::dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
   if (handle == nullptr) {
     const char* reason = ::dlerror();
+    const bool lacks_another = reason != nullptr && std::strstr(reason, "cannot open shared object file") != nullptr;
+    if (lacks_another && ::dlopen("libcuda.so.1", RTLD_LAZY) == nullptr) {
+      throw Error(ExitCode::kUnavailable, "device: this machine has no NVIDIA driver (libcuda.so.1)",
+                  "use device=cpu, or a machine with a GPU (in a container: NVIDIA's runtime)");
+    }
     throw Error(ExitCode::kUsage,
                 fmt::format("device: {} cannot be loaded: {}", library.string(), reason == nullptr ? "?" : reason),
                 "install torch with the CUDA libraries that it needs, or use device=cpu");

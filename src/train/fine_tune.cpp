@@ -47,7 +47,8 @@ void log_plan(int64_t steps, int64_t steps_per_epoch) {
   constexpr int64_t kFewSteps = 20;
   log::info("{} steps, {} an epoch", steps, steps_per_epoch);
   if (steps < kFewSteps) {
-    log::warning("{} steps change a model little: lower per_device_train_batch_size or raise num_train_epochs", steps);
+    log::warning("so few steps ({}) change a model little: lower per_device_train_batch_size or raise num_train_epochs",
+                 steps);
   }
 }
 

@@ -80,10 +80,12 @@ void require_no_spike(Run& run, double norm, double learning_rate) {
 [[noreturn]] void stop(Run& run) {
   save_now(run);
   run.group->barrier();  // a launcher ends the others when one has ended: not before rank 0 has saved
+  const bool has_state = run.state.step > 0;
   const std::string cause = stop_signal() == 0 ? "a signal to another rank" : signal_name(stop_signal());
   throw Error(ExitCode::kPreempted,
               fmt::format("stopped by {} at step {} of {}", cause, run.state.step, run.total_steps),
-              "the state is saved: run the same command again to continue");
+              has_state ? "the state is saved: run the same command again to continue"
+                        : "no step is done, so there is nothing to save: run the same command again");
 }
 
 /// Dropout is on while this lives.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstdlib>
 #include <exception>
 #include <set>
 #include <string_view>
@@ -206,9 +207,12 @@ std::vector<TimedEvent> events_of(const torch::autograd::profiler::ProfilerResul
 }
 
 /// Kineto only logs that it could not write.
+/// Kineto writes a file beside it first, and leaves that one where the disk is full: what is left of a trace must not
+/// take the room of a checkpoint.
 void save_trace(torch::autograd::profiler::ProfilerResult& result, const std::filesystem::path& file) {
   std::filesystem::remove(file);
   result.save(file);
+  std::filesystem::remove(file.string() + ".tmp");
   if (!std::filesystem::exists(file) || std::filesystem::file_size(file) == 0) {
     throw Error(ExitCode::kIo, fmt::format("cannot write {}", file.string()), "look for room on the disk");
   }
@@ -250,6 +254,7 @@ void Profiler::step_ended(int64_t tokens) {
 
 void Profiler::start() {
   device::synchronize(device_);
+  ::setenv("KINETO_LOG_LEVEL", "99", /*overwrite=*/0);  // it says on standard error that a machine has no GPU
   torch::autograd::profiler::prepareProfiler(kineto(), activities(device_));
   torch::autograd::profiler::enableProfiler(kineto(), activities(device_),
                                             {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION});

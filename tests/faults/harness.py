@@ -52,7 +52,7 @@ EVALUATED = re.compile(r"step (\d+)/\d+  evaluation loss")
 COMPLETE = re.compile(r"this run is complete already")
 PROMISE = re.compile(r"SIG(?:TERM|INT): saving the state after this micro-batch(?:, within (\d+) s)?")
 AT_ONCE = re.compile(r"^stopped by SIG(?:TERM|INT); run the same command again", re.MULTILINE)
-STOPPED = re.compile(r"stopped by SIG(?:TERM|INT) at step (\d+) of \d+; the state is saved")
+STOPPED = re.compile(r"stopped by SIG(?:TERM|INT) at step (\d+) of \d+; (?:the state is saved|no step is done)")
 ERROR = re.compile(r"^error: .*$", re.MULTILINE)
 WARNING = re.compile(r"^\S+ warning .*$", re.MULTILINE)
 

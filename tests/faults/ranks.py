@@ -22,7 +22,7 @@ from harness import DONE, PREEMPTED, PROGRAM, named, require
 
 UNAVAILABLE = 69
 LAST_WORDS = re.compile(r"^rank (\d+): (?:error: )?(.*)$", re.MULTILINE)
-STOPPED = re.compile(r"stopped by (SIGTERM|SIGINT|a signal to another rank) at step (\d+) of \d+; the state is saved")
+STOPPED = re.compile(r"stopped by (SIGTERM|SIGINT|a signal to another rank) at step (\d+) of \d+; (?:the state is saved|no step is done)")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command lines
