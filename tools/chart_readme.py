@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Writes the chart's README.md: its head, and a table made of the `# --` comments of values.yaml (helm-docs' form).
 
     chart_readme.py [--check]      --check writes nothing, and fails if the file is not current or a value lacks a comment

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Writes the chart's values.schema.json: the schema below, with the options of `fettle config --schema` under `config`.
 
     chart_schema.py [--check] [FETTLE]
@@ -57,99 +58,98 @@ SMALL_RESOURCES = struct(cpu=quantity(), memory=quantity())
 ABSOLUTE = r"^/.*[^/]$"
 
 
-def values(config):
-    return struct(
-        kind=choice("Job", "PyTorchJob", "TrainJob"),
-        device=choice("cpu", "cuda", "hpu"),
-        accelerators=whole(1),
-        nodes=whole(1),
-        run=text(),
-        suspend=switch(),
-        config=config,
-        image=struct(
-            repository={"type": "string", "minLength": 1},
-            tag=text(r"^[A-Za-z0-9_.-]*$"),
-            digest=text(r"^(sha256:[0-9a-f]{64})?$"),
-            pullPolicy=IMAGE_PULL,
-        ),
-        imagePullSecrets=MAPS,
-        resources=struct(
-            cpu=quantity(),
-            memory=quantity(),
-            hugepages2Mi=quantity(empty=True),
-            accelerator=text(),
-            extra={"type": "object", "additionalProperties": quantity()},
-        ),
-        storage=struct(
-            existingClaim=text(),
-            size=quantity(),
-            storageClassName=text(),
-            accessModes={
-                **list_of(choice("ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod")),
-                "minItems": 1,
-            },
-            keep=switch(),
-            mountPath=text(ABSOLUTE),
-        ),
-        shmSize=quantity(),
-        scratchSize=quantity(),
-        waitForData=struct(
-            enabled=switch(), paths=list_of(text(ABSOLUTE)), timeoutSeconds=whole()
-        ),
-        download=struct(enabled={"type": ["boolean", "null"]}),
-        check=struct(enabled=switch()),
-        hub=struct(
-            endpoint=text(r"^(https?://.+)?$"),
-            offline=switch(),
-            token=text(),
-            existingSecret=struct(name=text(), key={"type": "string", "minLength": 1}),
-        ),
-        proxy=struct(httpProxy=text(), httpsProxy=text(), noProxy=text()),
-        dataAccess=struct(enabled=switch(), resources=SMALL_RESOURCES),
-        backoffLimit=whole(),
-        activeDeadlineSeconds=whole(1, nullable=True),
-        ttlSecondsAfterFinished=whole(nullable=True),
-        terminationGracePeriodSeconds=whole(1),
-        pytorchJob=struct(restartPolicy=choice("Never", "OnFailure", "ExitCode")),
-        queueName=text(),
-        jobLabels=STRINGS,
-        podLabels=STRINGS,
-        podAnnotations=STRINGS,
-        nodeSelector=STRINGS,
-        tolerations=MAPS,
-        affinity=MAP,
-        topologySpreadConstraints=MAPS,
-        priorityClassName=text(),
-        runtimeClassName=text(),
-        serviceAccountName=text(),
-        podSecurityContext=MAP,
-        containerSecurityContext=MAP,
-        networkPolicy=struct(
-            enabled=switch(), metricsFrom=MAPS, hubPorts=list_of(PORT), extraEgress=MAPS
-        ),
-        metrics=struct(
-            enabled=switch(),
-            port=PORT,
-            podMonitor=struct(enabled=switch(), labels=STRINGS, interval=text(r"^[0-9]+(ms|s|m|h)$")),
-        ),
-        startupProbe=NULLABLE_MAP,
-        livenessProbe=NULLABLE_MAP,
-        tensorboard=struct(
-            enabled=switch(),
-            image=struct(repository=text(), tag=text(), pullPolicy=IMAGE_PULL),
-            resources=SMALL_RESOURCES,
-        ),
-        test=struct(prompt=text(), maxNewTokens=whole(1)),
-        extraEnv=list_of({**MAP, "required": ["name"]}),
-        extraEnvFrom=MAPS,
-        extraVolumes=list_of({**MAP, "required": ["name"]}),
-        extraVolumeMounts=list_of({**MAP, "required": ["name", "mountPath"]}),
-        extraInitContainers=list_of({**MAP, "required": ["name", "image"]}),
-        nameOverride=text(r"^[a-z0-9]?[a-z0-9-]*$"),
-        fullnameOverride=text(r"^[a-z0-9]?[a-z0-9-]*$"),
-        # What Helm itself adds for a chart that is a dependency.
-        **{"global": MAP},
-    )
+VALUES = struct(
+    kind=choice("Job", "PyTorchJob", "TrainJob"),
+    device=choice("cpu", "cuda", "hpu"),
+    accelerators=whole(1),
+    nodes=whole(1),
+    run=text(),
+    suspend=switch(),
+    config=MAP,  # the options take its place
+    image=struct(
+        repository={"type": "string", "minLength": 1},
+        tag=text(r"^[A-Za-z0-9_.-]*$"),
+        digest=text(r"^(sha256:[0-9a-f]{64})?$"),
+        pullPolicy=IMAGE_PULL,
+    ),
+    imagePullSecrets=MAPS,
+    resources=struct(
+        cpu=quantity(),
+        memory=quantity(),
+        hugepages2Mi=quantity(empty=True),
+        accelerator=text(),
+        extra={"type": "object", "additionalProperties": quantity()},
+    ),
+    storage=struct(
+        existingClaim=text(),
+        size=quantity(),
+        storageClassName=text(),
+        accessModes={
+            **list_of(choice("ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod")),
+            "minItems": 1,
+        },
+        keep=switch(),
+        mountPath=text(ABSOLUTE),
+    ),
+    shmSize=quantity(),
+    scratchSize=quantity(),
+    waitForData=struct(
+        enabled=switch(), paths=list_of(text(ABSOLUTE)), timeoutSeconds=whole()
+    ),
+    download=struct(enabled={"type": ["boolean", "null"]}),
+    check=struct(enabled=switch()),
+    hub=struct(
+        endpoint=text(r"^(https?://.+)?$"),
+        offline=switch(),
+        token=text(),
+        existingSecret=struct(name=text(), key={"type": "string", "minLength": 1}),
+    ),
+    proxy=struct(httpProxy=text(), httpsProxy=text(), noProxy=text()),
+    dataAccess=struct(enabled=switch(), resources=SMALL_RESOURCES),
+    backoffLimit=whole(),
+    activeDeadlineSeconds=whole(1, nullable=True),
+    ttlSecondsAfterFinished=whole(nullable=True),
+    terminationGracePeriodSeconds=whole(1),
+    pytorchJob=struct(restartPolicy=choice("Never", "OnFailure", "ExitCode")),
+    queueName=text(),
+    jobLabels=STRINGS,
+    podLabels=STRINGS,
+    podAnnotations=STRINGS,
+    nodeSelector=STRINGS,
+    tolerations=MAPS,
+    affinity=MAP,
+    topologySpreadConstraints=MAPS,
+    priorityClassName=text(),
+    runtimeClassName=text(),
+    serviceAccountName=text(),
+    podSecurityContext=MAP,
+    containerSecurityContext=MAP,
+    networkPolicy=struct(
+        enabled=switch(), metricsFrom=MAPS, hubPorts=list_of(PORT), extraEgress=MAPS
+    ),
+    metrics=struct(
+        enabled=switch(),
+        port=PORT,
+        podMonitor=struct(enabled=switch(), labels=STRINGS, interval=text(r"^[0-9]+(ms|s|m|h)$")),
+    ),
+    startupProbe=NULLABLE_MAP,
+    livenessProbe=NULLABLE_MAP,
+    tensorboard=struct(
+        enabled=switch(),
+        image=struct(repository=text(), tag=text(), pullPolicy=IMAGE_PULL),
+        resources=SMALL_RESOURCES,
+    ),
+    test=struct(prompt=text(), maxNewTokens=whole(1)),
+    extraEnv=list_of({**MAP, "required": ["name"]}),
+    extraEnvFrom=MAPS,
+    extraVolumes=list_of({**MAP, "required": ["name"]}),
+    extraVolumeMounts=list_of({**MAP, "required": ["name", "mountPath"]}),
+    extraInitContainers=list_of({**MAP, "required": ["name", "image"]}),
+    nameOverride=text(r"^[a-z0-9]?[a-z0-9-]*$"),
+    fullnameOverride=text(r"^[a-z0-9]?[a-z0-9-]*$"),
+    # What Helm itself adds for a chart that is a dependency.
+    **{"global": MAP},
+)
 
 
 def render(fettle):
@@ -158,17 +158,19 @@ def render(fettle):
     # The chart's schema has a version that Helm before 3.18 knows too; the options use nothing newer.
     del config["$schema"]
     schema = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the Fettle chart"}
-    return json.dumps({**schema, **values(config)}, indent=1) + "\n"
+    schema |= VALUES
+    schema["properties"] = VALUES["properties"] | {"config": config}
+    return json.dumps(schema, indent=1) + "\n"
 
 
 def main():
     arguments = sys.argv[1:]
     check = "--check" in arguments
     programs = [argument for argument in arguments if argument != "--check"]
-    text_now = render(programs[0] if programs else str(REPOSITORY / "build/release/fettle"))
+    current = render(programs[0] if programs else str(REPOSITORY / "build/release/fettle"))
     if not check:
-        SCHEMA.write_text(text_now, encoding="utf-8")
-    elif not SCHEMA.exists() or SCHEMA.read_text(encoding="utf-8") != text_now:
+        SCHEMA.write_text(current, encoding="utf-8")
+    elif not SCHEMA.exists() or SCHEMA.read_text(encoding="utf-8") != current:
         sys.exit(f"{SCHEMA} is not current: run tools/chart_schema.py")
 
 
