@@ -111,6 +111,12 @@ class WaitForData(unittest.TestCase):
         output = self.finish(self.start(self.path, missing, timeout=2), code=66)
         self.assertIn(f"error: {missing} is not there yet after 2 s", output.splitlines()[-1])
 
+    def test_makes_the_folder_that_kubectl_cp_needs(self):
+        inner = pathlib.Path(self.folder.name) / "a/b/data.json"
+        self.finish(self.start(inner, timeout=1), code=66)
+        self.assertTrue(inner.parent.is_dir())
+        self.assertFalse(inner.exists())
+
     def test_ends_when_told_to(self):
         process = self.start()
         time.sleep(0.5)

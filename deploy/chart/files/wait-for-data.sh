@@ -26,6 +26,7 @@ while :; do
   for path in "$@"; do
     if [ ! -e "$path" ]; then
       reason='is not there yet'
+      mkdir -p "${path%/*}" 2>/dev/null || true  # which `kubectl cp` does not do
     elif unfinished "$path"; then
       reason='is still being uploaded'
     else

@@ -234,9 +234,6 @@ spec:
       volumeMounts:
         - name: data
           mountPath: {{ $values.storage.mountPath }}
-          {{- if $values.dataAccess.enabled }}
-          readOnly: true
-          {{- end }}
         - name: tmp
           mountPath: /tmp
     {{- end }}
