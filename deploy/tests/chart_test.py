@@ -345,7 +345,7 @@ class Names(unittest.TestCase):
                 objects = render(merged(MODEL, {"kind": kind, "nodes": 2, "tensorboard": {"enabled": True}}), release=release)
                 for each in objects:
                     name = each["metadata"]["name"]
-                    self.assertRegex(name, label)
+                    self.assertTrue(label.fullmatch(name), name)
                     self.assertLessEqual(len(f"{name}-worker-999"), 63, name)
                     self.assertEqual(each["metadata"]["namespace"], "team-a")
 
