@@ -70,7 +70,7 @@ def load(path):
 def tool(name):
     path = CACHE / "bin" / name
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: run tools/cluster/tools.sh chart")
+        raise FileNotFoundError(f"{path} is missing: run tools/cluster/install.sh chart")
     return str(path)
 
 

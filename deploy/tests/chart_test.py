@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chart without a cluster: both Helms, schemas, and what must hold in every pod of every combination of values.
 
-`make test-chart` runs it. Needs PyYAML, and the tools of `tools/cluster/tools.sh chart`.
+`make test-chart` runs it. Needs PyYAML, and the tools of `tools/cluster/install.sh chart`.
 """
 
 import base64
@@ -111,7 +111,7 @@ class Kubeconform(unittest.TestCase):
 
     @classmethod
     def add_crd(cls, cluster, kind):
-        """Whether the operators' manifests (`tools.sh operators`) hold the kind; writes its schema."""
+        """Whether the operators' manifests (`install.sh operators`) hold the kind; writes its schema."""
         sys.path.insert(0, str(cluster))
         import schemas
 
@@ -396,7 +396,7 @@ class Program(unittest.TestCase):
 
     def test_the_example_can_run(self):
         text = json.dumps(chart.config_of(render(REPOSITORY / "deploy/values/example.yaml")))
-        config = json.loads(text.replace("/usr/share/fettle/examples", str(REPOSITORY / "examples")))
+        config = json.loads(text.replace("/usr/local/share/fettle/examples", str(REPOSITORY / "examples")))
         with tempfile.TemporaryDirectory() as folder:
             printed = self.check(config, folder)
         self.assertEqual(printed.returncode, 0, printed.stdout)
