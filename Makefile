@@ -29,6 +29,11 @@ test: ## build and pass every test: unit tests (also under sanitizers), and the 
 test-dev: dev ## the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@ctest --preset dev -j $(JOBS)
 
+test-chart: build ## the Helm chart without a cluster: lint, unit suites, schemas, invariants of every render, copy.sh
+	@tools/setup.sh chart
+	@tools/cluster/install.sh chart
+	@cd deploy/tests && python3 -m unittest discover --pattern '*_test.py'
+
 nightly: ## the long proofs: the real 135M model against TRL, WikiText-2 perplexity
 	@tools/setup.sh test model
 	@$(MAKE) --no-print-directory build-all
@@ -65,8 +70,10 @@ bench: ## measure against transformers + peft on this machine and write docs/ben
 	@$(MAKE) --no-print-directory build
 	@.venv-test/bin/python bench/bench.py
 
-docs: build ## write docs/options.md anew from the option table
+docs: build ## write anew what is made from the option table and from the chart's values
 	@build/release/fettle config --markdown > docs/options.md
+	@tools/chart_schema.py
+	@tools/chart_readme.py
 
 fuzz: ## build the libFuzzer targets into build/fuzz
 	@tools/setup.sh fuzz

@@ -3,6 +3,7 @@
 #   tools/setup.sh            Debian packages, libtorch into .venv
 #   tools/setup.sh test       also transformers, peft and trl into .venv-test (3 GB), mpirun and ip
 #   tools/setup.sh lint       also clang-format and clang-tidy
+#   tools/setup.sh chart      also PyYAML; Go is needed to build Helm and its tools
 #   tools/setup.sh fuzz       also clang with libFuzzer
 #   tools/setup.sh cuda       also nvcc into .venv-cuda (0.3 GB), which compiles the CUDA kernels without a GPU
 #   tools/setup.sh model      also SmolLM2-135M-Instruct into .downloads (98 MB)
@@ -77,9 +78,13 @@ for extra in "$@"; do
   case $extra in
     test) install_python .venv-test tests/requirements.txt; install_packages b3sum iproute2 openmpi-bin ;;
     lint) install_packages clang-format clang-tidy ;;
+    chart)
+      install_packages python3-yaml
+      command -v go >/dev/null || die "go is missing: install Go 1.26 or newer (go.dev)"
+      ;;
     fuzz) install_packages clang libclang-rt-14-dev ;;
     model) install_model ;;
     cuda) install_python .venv-cuda tools/requirements-cuda.txt --no-deps ;;
-    *) die "unknown argument $extra (test, lint, fuzz, model, cuda)" ;;
+    *) die "unknown argument $extra (test, lint, chart, fuzz, model, cuda)" ;;
   esac
 done

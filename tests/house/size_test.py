@@ -9,7 +9,7 @@ import sys
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 500, 60, 5
 CPP_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
-FOLDERS = ["src", "tests", "rust/src", "bench", "tools"]
+FOLDERS = ["src", "tests", "rust/src", "bench", "tools", "deploy"]
 # A C++ function's body opens on a line that ends with "{" at namespace or class level and closes with "}" at the same indent.
 CPP_OPENING = re.compile(
     r"^\s*(?!namespace|class|struct|enum|union|extern|if|for|while|switch|else|do|try|return)[^#/\s].*[)\w>]\s*\{$"

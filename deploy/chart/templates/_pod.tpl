@@ -1,0 +1,282 @@
+{{/*
+Environment of a container that runs Fettle. Takes root, job (name of the Job, empty while its hash is made) and role:
+download, check, train or test. extraEnv replaces entries of the same name, since Helm 4 applies on the server's side,
+which refuses duplicates.
+*/}}
+{{- define "fettle.env" -}}
+{{- $values := .root.Values -}}
+{{- $cache := printf "%s/cache" $values.storage.mountPath -}}
+{{- $env := list
+  (dict "name" "HOME" "value" "/tmp")
+  (dict "name" "HF_HOME" "value" (printf "%s/huggingface" $cache))
+  (dict "name" "XDG_CACHE_HOME" "value" $cache)
+  (dict "name" "FETTLE_TERMINATION_MESSAGE_PATH" "value" "/dev/termination-log")
+  (dict "name" "OMP_NUM_THREADS" "value" (include "fettle.threads" .root)) -}}
+{{- if eq .role "download" -}}
+{{- with $values.hub.endpoint -}}{{- $env = append $env (dict "name" "HF_ENDPOINT" "value" .) -}}{{- end -}}
+{{- if $values.hub.offline -}}{{- $env = append $env (dict "name" "HF_HUB_OFFLINE" "value" "1") -}}{{- end -}}
+{{- if include "fettle.tokenSecret" .root -}}
+{{- $env = append $env (dict "name" "HF_TOKEN_PATH" "value" "/etc/fettle-hub/token") -}}
+{{- end -}}
+{{- range $name, $value := dict "http" $values.proxy.httpProxy "https" $values.proxy.httpsProxy "no" $values.proxy.noProxy -}}
+{{- if $value -}}
+{{- $env = append $env (dict "name" (printf "%s_PROXY" (upper $name)) "value" $value) -}}
+{{- $env = append $env (dict "name" (printf "%s_proxy" $name) "value" $value) -}}
+{{- end -}}
+{{- end -}}
+{{- else -}}
+{{/* Everything has been fetched, so no rank asks the hub again, and none needs the token. */}}
+{{- $env = append $env (dict "name" "HF_HUB_OFFLINE" "value" "1") -}}
+{{- if eq $values.device "hpu" -}}
+{{/* Graphs are compiled for minutes: a restart finds them on the volume. Path, delete at start, MiB. */}}
+{{- $env = append $env (dict "name" "PT_HPU_RECIPE_CACHE_CONFIG" "value" (printf "%s/hpu-recipes,false,8192" $cache)) -}}
+{{- $env = append $env (dict "name" "HABANA_LOGS" "value" "/tmp/habana_logs") -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $values.kind "Job") (gt (int $values.nodes) 1) (has .role (list "check" "train")) -}}
+{{- $env = append $env (dict "name" "WORLD_SIZE" "value" (toString (int $values.nodes))) -}}
+{{- $env = append $env (dict "name" "MASTER_ADDR" "value" (printf "%s-0.%s" .job (include "fettle.fullname" .root))) -}}
+{{- end -}}
+{{- $extra := list -}}
+{{- range $values.extraEnv -}}{{- $extra = append $extra .name -}}{{- end -}}
+{{- $all := list -}}
+{{- range $env -}}{{- if not (has .name $extra) -}}{{- $all = append $all . -}}{{- end -}}{{- end -}}
+{{- concat $all $values.extraEnv | toYaml -}}
+{{- end -}}
+
+{{/* Threads a process: the pod's CPUs, rounded up, shared by its processes. */}}
+{{- define "fettle.threads" -}}
+{{- $cpu := toString .Values.resources.cpu -}}
+{{- $cores := ternary (divf (trimSuffix "m" $cpu) 1000) (float64 (trimSuffix "m" $cpu)) (hasSuffix "m" $cpu) -}}
+{{- max 1 (div (ceil $cores) (int .Values.accelerators)) -}}
+{{- end -}}
+
+{{/* Requests equal to limits. Takes root, and cards: how many. */}}
+{{- define "fettle.resources" -}}
+{{- $values := .root.Values -}}
+{{- $amounts := dict "cpu" (toString $values.resources.cpu) "memory" (toString $values.resources.memory) -}}
+{{- if gt (int .cards) 0 -}}
+{{- with $values.resources.hugepages2Mi -}}{{- $_ := set $amounts "hugepages-2Mi" . -}}{{- end -}}
+{{- $resource := default (get (dict "cuda" "nvidia.com/gpu" "hpu" "habana.ai/gaudi") $values.device) $values.resources.accelerator -}}
+{{- if ne $values.device "cpu" -}}{{- $_ := set $amounts $resource (int .cards) -}}{{- end -}}
+{{- $amounts = merge $amounts $values.resources.extra -}}
+{{- end -}}
+{{- dict "requests" $amounts "limits" $amounts | toYaml -}}
+{{- end -}}
+
+{{/* Security context of a container that uses the cards. */}}
+{{- define "fettle.deviceSecurityContext" -}}
+{{- $context := deepCopy .Values.containerSecurityContext -}}
+{{- if eq .Values.device "hpu" -}}
+{{/* The driver's libraries bind their memory to the card's NUMA node. */}}
+{{- $capabilities := default dict $context.capabilities -}}
+{{- $_ := set $capabilities "add" (append (default list $capabilities.add) "SYS_NICE" | uniq) -}}
+{{- $_ := set $context "capabilities" $capabilities -}}
+{{- end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
+{{/* What every pod of the release has. */}}
+{{- define "fettle.podCommon" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .Values.serviceAccountName }}
+serviceAccountName: {{ . }}
+{{- end }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- end -}}
+
+{{/* Where the pods that train, and the one that tests, may run. */}}
+{{- define "fettle.scheduling" -}}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "priorityClassName" "runtimeClassName" }}
+{{- with get $.Values $key }}
+{{ $key }}:
+{{- if kindIs "string" . }} {{ . }}{{ else }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "fettle.volumes" -}}
+- name: data
+  persistentVolumeClaim:
+    claimName: {{ include "fettle.claimName" . }}
+- name: config
+  configMap:
+    name: {{ include "fettle.fullname" . }}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ .Values.scratchSize }}
+- name: shm
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ .Values.shmSize }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "fettle.volumeMounts" -}}
+- name: data
+  mountPath: {{ .Values.storage.mountPath }}
+- name: config
+  mountPath: /etc/fettle
+  readOnly: true
+- name: tmp
+  mountPath: /tmp
+- name: shm
+  mountPath: /dev/shm
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/*
+One container that runs Fettle. Takes root, job, name, role (the command, and what `fettle.env` makes of it), cards, and
+command and args if they are others.
+*/}}
+{{- define "fettle.container" -}}
+name: {{ .name }}
+image: {{ include "fettle.image" .root }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+{{- with .command }}
+command: {{ toJson . }}
+{{- end }}
+args: {{ toJson (default (list .role "/etc/fettle/config.json") .args) }}
+env:
+  {{- include "fettle.env" . | nindent 2 }}
+{{- with .root.Values.extraEnvFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+resources:
+  {{- include "fettle.resources" . | nindent 2 }}
+securityContext:
+  {{- if .cards }}
+  {{- include "fettle.deviceSecurityContext" .root | nindent 2 }}
+  {{- else }}
+  {{- toYaml .root.Values.containerSecurityContext | nindent 2 }}
+  {{- end }}
+terminationMessagePolicy: FallbackToLogsOnError
+volumeMounts:
+  {{- include "fettle.volumeMounts" .root | nindent 2 }}
+{{- end -}}
+
+{{/* The pod of every kind of run. Takes root and job. */}}
+{{- define "fettle.podTemplate" -}}
+{{- $root := .root -}}
+{{- $values := .root.Values -}}
+{{- $downloads := include "fettle.downloads" $root -}}
+{{- $paths := include "fettle.dataPaths" $root | fromJsonArray -}}
+metadata:
+  labels:
+    {{- merge (dict "app.kubernetes.io/component" "train") (include "fettle.selectorLabels" $root | fromYaml) $values.podLabels | toYaml | nindent 4 }}
+  annotations:
+    checksum/config: {{ include "fettle.config" $root | sha256sum }}
+    kubectl.kubernetes.io/default-container: {{ include "fettle.containerName" $root }}
+    {{- with $values.podAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  {{- include "fettle.podCommon" $root | nindent 2 }}
+  {{- with include "fettle.scheduling" $root | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- with $values.topologySpreadConstraints }}
+  topologySpreadConstraints:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if ne $values.kind "PyTorchJob" }}
+  restartPolicy: Never
+  {{- end }}
+  terminationGracePeriodSeconds: {{ int $values.terminationGracePeriodSeconds }}
+  {{- if and (eq $values.device "hpu") (gt (int $values.accelerators) 1) }}
+  # Cards of one machine exchange data through System V shared memory.
+  hostIPC: true
+  {{- end }}
+  {{- if and (eq $values.kind "Job") (gt (int $values.nodes) 1) }}
+  subdomain: {{ include "fettle.fullname" $root }}
+  {{- end }}
+  {{- if or $values.extraInitContainers $paths $downloads $values.check.enabled }}
+  initContainers:
+    {{- with $values.extraInitContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- with $paths }}
+    - name: wait-for-data
+      image: {{ include "fettle.image" $root }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      command: [sh, -c]
+      args:
+        - |
+          {{- $root.Files.Get "files/wait-for-data.sh" | trim | nindent 10 }}
+        - wait-for-data
+        - {{ int $values.waitForData.timeoutSeconds | quote }}
+        - "15"
+        - kubectl cp --namespace {{ $root.Release.Namespace }}
+        - {{ if $values.dataAccess.enabled }}{{ include "fettle.dataPod" $root }}{{ else }}$(POD_NAME){{ end }}
+        - --container {{ if $values.dataAccess.enabled }}data{{ else }}wait-for-data{{ end }}
+        {{- toYaml . | nindent 8 }}
+      env:
+        - name: POD_NAME
+          valueFrom:
+            fieldRef:
+              fieldPath: metadata.name
+      resources:
+        {{- include "fettle.resources" (dict "root" $root "cards" 0) | nindent 8 }}
+      securityContext:
+        {{- toYaml $values.containerSecurityContext | nindent 8 }}
+      terminationMessagePolicy: FallbackToLogsOnError
+      volumeMounts:
+        - name: data
+          mountPath: {{ $values.storage.mountPath }}
+        - name: tmp
+          mountPath: /tmp
+    {{- end }}
+    {{- if $downloads }}
+    - {{ include "fettle.container" (merge (dict "name" "download" "role" "download" "cards" 0) .) | nindent 6 | trim }}
+        {{- if include "fettle.tokenSecret" $root }}
+        - name: hub-token
+          mountPath: /etc/fettle-hub
+          readOnly: true
+        {{- end }}
+    {{- end }}
+    {{- if $values.check.enabled }}
+    # With the cards and the memory of training, which it compares its plan with.
+    - {{ include "fettle.container" (merge (dict "name" "check" "role" "check" "cards" $values.accelerators) .) | nindent 6 | trim }}
+    {{- end }}
+  {{- end }}
+  containers:
+    - {{ include "fettle.container" (merge (dict "name" (include "fettle.containerName" $root) "role" "train" "cards" $values.accelerators) .) | nindent 6 | trim }}
+      {{- if $values.metrics.enabled }}
+      ports:
+        - name: metrics
+          containerPort: {{ int $values.metrics.port }}
+          protocol: TCP
+      {{- range $probe := list "startupProbe" "livenessProbe" }}
+      {{- with get $values $probe }}
+      {{ $probe }}:
+        httpGet:
+          path: /healthz
+          port: metrics
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- end }}
+      {{- end }}
+  volumes:
+    {{- include "fettle.volumes" $root | nindent 4 }}
+    {{- if and $downloads (include "fettle.tokenSecret" $root) }}
+    - name: hub-token
+      secret:
+        secretName: {{ include "fettle.tokenSecret" $root }}
+        # Readable by fsGroup alone.
+        defaultMode: 0440
+        items:
+          - key: {{ if $values.hub.existingSecret.name }}{{ $values.hub.existingSecret.key }}{{ else }}token{{ end }}
+            path: token
+    {{- end }}
+{{- end -}}
