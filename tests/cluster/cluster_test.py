@@ -24,7 +24,7 @@ from kube import CACHE, CHART, COPY, IMAGE, ROOT, VALUES, Namespace, kubectl, re
 import harness  # pylint: disable=wrong-import-order  # kube has told where it is
 
 PYTHON = ROOT / ".venv-test/bin/python"
-RUN = {"config.max_steps": 20}
+RUN = {"config.max_steps": 20, "config.num_train_epochs": None}  # in place of the example's one epoch
 TWO_NODES = RUN | {"nodes": 2, "storage.accessModes": ["ReadWriteMany"], "resources.cpu": "300m"}
 LOAD = """
 import sys, torch
@@ -130,19 +130,18 @@ def trainjob(_workplace, summary, _):
 
 
 def admitted(_workplace, summary, _):
-    """Strictly validated, and no pod would be refused at the "restricted" level, but for Gaudi's needs."""
+    """Strictly validated; the "restricted" level takes every pod but those of Gaudi, which need one capability more."""
     operator()
-    with Namespace() as namespace:
+    with Namespace() as restricted, Namespace("privileged") as privileged:
         for file in sorted(VALUES.glob("*.yaml")):
+            namespace = privileged if file.name.startswith("gaudi") else restricted
             for kind in ("Job", "PyTorchJob"):
                 for count in (1, 2):
                     values = {"kind": kind, "nodes": count, "storage.accessModes": ["ReadWriteMany"]}
                     text = run(CACHE / "bin/helm4", "template", "run", CHART, "--namespace", namespace.name, "--values", file,
                                *settings(values))
                     done = namespace.kubectl("apply", "--dry-run=server", "--filename=-", text=text, expect=None)
-                    violates = "would violate PodSecurity" in done.stderr or "violates PodSecurity" in done.stderr
-                    require(done.returncode == 0, f"{file.name} {kind} {count}: {done.stderr}")
-                    require(violates == file.name.startswith("gaudi"), f"{file.name} {kind} {count}: {done.stderr}")
+                    require(done.returncode == 0 and "PodSecurity" not in done.stderr, f"{file.name} {kind} {count}: {done.stderr}")
                     summary.count(f"{kind}: values files × nodes accepted")
 
 

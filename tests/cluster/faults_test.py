@@ -19,13 +19,13 @@ import harness  # pylint: disable=wrong-import-order
 
 RECORDS = ROOT / "examples/data/tinystories_valid_350.jsonl"
 # Long enough to be interrupted, with checkpoints on the way.
-LONG = {"config.max_steps": 120, "config.save_steps": 10, "config.logging_steps": 5, "config.num_threads": 1,
+LONG = {"config.max_steps": 120, "config.num_train_epochs": None, "config.save_steps": 10, "config.logging_steps": 5, "config.num_threads": 1,
         "storage.accessModes": ["ReadWriteMany"]}
 
 
 def late(workplace, summary, _):
     """Uploaded 60 seconds late: the pod waits in its init container, with the command to upload."""
-    with release(**{"config.train_file": "/data/dataset/train.jsonl", "config.max_steps": 10}) as run_:
+    with release(**{"config.train_file": "/data/dataset/train.jsonl", "config.max_steps": 10, "config.num_train_epochs": None}) as run_:
         run_.data_pod()
         time.sleep(60)
         pod = run_.namespace.pods()[0]
@@ -60,9 +60,8 @@ class Hub:
 
 
 MISTAKES = {
-    "wrong column": ({"config.response_column": "answer"}, 65, "answer"),
+    "wrong column": ({"config.instruction_column": "question"}, 65, "question"),
     "typo in a layer's name": ({"config.lora_target_modules": ["q_proj", "vproj"]}, 78, "vproj"),
-    "unknown value": ({"config.lr_scheduler_type": "cosinus"}, 64, "cosine"),
     "no such file in the image": ({"config.train_file": "/nowhere/train.jsonl"}, 66, "/nowhere/train.jsonl"),
 }
 

@@ -72,7 +72,7 @@ class Namespace:
 
     def __init__(self, level="restricted"):
         with self._lock:
-            self.name = f"fettle-test-{next(self._numbers)}"
+            self.name = f"fettle-{os.getpid()}-{next(self._numbers)}"
         self._level = level
 
     def __enter__(self):

@@ -29,7 +29,10 @@ make_base() {
 }
 buildah inspect "$base" >/dev/null 2>&1 || make_base
 
-lent=(--volume "${RUSTUP_HOME:-$HOME/.rustup}:/usr/local/rustup:ro" --volume "${CARGO_HOME:-$HOME/.cargo}:/usr/local/cargo")
+# What cargo and the C++ compiler made before is taken up again, by this build and the next.
+rust=${XDG_CACHE_HOME:-$HOME/.cache}/fettle-image/rust
+mkdir -p "$rust"
+lent=(--volume "$rust:/src/rust/target" --volume "${RUSTUP_HOME:-$HOME/.rustup}:/usr/local/rustup:ro" --volume "${CARGO_HOME:-$HOME/.cargo}:/usr/local/cargo")
 if command -v ccache >/dev/null; then
   cache=$(ccache --get-config cache_dir)
   mkdir -p "$cache"

@@ -39,7 +39,7 @@ build() {
 build_module() {
   local folder
   folder=$(module_folder "$2")
-  build "$1" "$2" "$folder" "${@:3}"
+  build "$1" "${*:2}" "$folder" "${@:3}"
 }
 
 # build_own NAME FOLDER [LDFLAGS]: a module that lies here.
@@ -112,7 +112,10 @@ cluster() {
 }
 
 chart_tools() {
-  build_module helm3 helm.sh/helm/v3@v3.22.0 ./cmd/helm '-X helm.sh/helm/v3/internal/version.version=v3.22.0'
+  # Helm's own Makefile sets these; without them Helm 3 renders for Kubernetes 1.20.
+  local helm3=helm.sh/helm/v3 of flags=
+  for of in pkg/chartutil pkg/lint/rules; do flags+=" -X $helm3/$of.k8sVersionMajor=1 -X $helm3/$of.k8sVersionMinor=33"; done
+  build_module helm3 $helm3@v3.22.0 ./cmd/helm "-X $helm3/internal/version.version=v3.22.0$flags"
   build_module helm4 helm.sh/helm/v4@v4.3.1 ./cmd/helm '-X helm.sh/helm/v4/internal/version.version=v4.3.1'
   build_module untt github.com/helm-unittest/helm-unittest@v1.1.2 ./cmd/helm-unittest
   build_module kubeconform github.com/yannh/kubeconform@v0.8.0 ./cmd/kubeconform
