@@ -168,10 +168,10 @@ std::vector<BadInput> column_cases() {
       {"NoSuchFile", "a.jsonl", kGood, kNoInput, "b.jsonl",
        [](auto& c) { c.train_file = {c.train_file[0].substr(0, c.train_file[0].size() - 7) + "b.jsonl"}; }},
       {"NoData", "a.jsonl", kGood, kConfig, "set train_file", [](auto& c) { c.train_file.clear(); }},
-      {"NoFolder", "a.jsonl", kGood, kNoInput, "is not a folder",
+      {"NoFolder", "a.jsonl", kGood, kNoInput, "'/no/such' is neither a folder nor a hub name",
        [](auto& c) {
          c.train_file.clear();
-         c.dataset_name = "no/such";
+         c.dataset_name = "/no/such";
        }},
   };
 }
