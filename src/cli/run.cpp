@@ -46,6 +46,8 @@ constexpr Command kCommands[] = {
     {"generate", "Answer a prompt.", generate, "use a shorter prompt or a smaller max_new_tokens"},
     {"preprocess", "Show and write the exact records, tokens and masks that training uses.", preprocess,
      "use a smaller preprocessing_num_workers, or shorter records"},
+    {"download", "Fetch the model, tokenizer, adapter and records that a configuration names.", download,
+     "give it more memory"},
     {"config", "Print the options: --schema, --defaults or --markdown.", config::config_command, ""},
 };
 
