@@ -27,6 +27,22 @@ class Sha256 {
 
 std::string sha256(std::string_view text);
 
+/// Streaming SHA-1, by OpenSSL: only for names that git gave (a file is SHA-1 of "blob <size>\0" and its bytes).
+class Sha1 {
+ public:
+  Sha1();
+  ~Sha1();
+  Sha1(const Sha1&) = delete;
+  Sha1& operator=(const Sha1&) = delete;
+  void update(std::span<const std::byte> bytes);
+  void update(std::string_view text);
+  /// 40 lower-case hexadecimal digits. Call once.
+  std::string finish();
+
+ private:
+  void* context_;
+};
+
 /// Streaming BLAKE3 (github.com/BLAKE3-team/BLAKE3-specs), by its authors' crate: four times as fast as SHA-256 where
 /// the processor has instructions for that, and more where not. b3sum(1) computes the same.
 class Blake3 {

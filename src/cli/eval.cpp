@@ -16,7 +16,8 @@ int evaluate(const Arguments& arguments) {
   const device::Device device = train::start_device(config->device);
   log::info("{}", device.description());
   const train::ModelInputs inputs = train::load_inputs(config->model);
-  const data::PreparedData data = data::prepare(config->data, inputs.tokenizer, /*need_train=*/false);
+  const data::PreparedData data =
+      data::prepare(config->data, inputs.tokenizer, /*need_train=*/false, config->model.cache_dir);
   if (!data.validation) {
     throw Error(ExitCode::kUsage, "fettle eval needs evaluation records", "give validation_file");
   }

@@ -48,6 +48,8 @@ constexpr Command kCommands[] = {
     {"preprocess", "Show and write the exact records, tokens and masks that training uses.", preprocess,
      "use a smaller preprocessing_num_workers, or shorter records"},
     {"verify", "Whether a folder's files are what was written: DIR, or --write DIR.", verify, ""},
+    {"download", "Fetch the model, tokenizer, adapter and records that a configuration names.", download,
+     "give it more memory"},
     {"config", "Print the options: --schema, --defaults or --markdown.", config::config_command, ""},
 };
 

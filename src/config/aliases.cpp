@@ -54,8 +54,14 @@ const std::vector<NameAlias>& name_aliases() {
       {"dtype", "bf16", dtype_means_bf16()},
       {"tokenizer_name_or_path", "tokenizer_name"},
       {"revision", "model_revision"},
+      // Short names, as on the command line of fettle download.
+      {"model", "model_name_or_path"},
+      {"dataset", "dataset_name"},
+      {"split", "dataset_split"},
       // TRL.
       {"max_length", "max_seq_length"},
+      {"dataset_config", "dataset_config_name"},
+      {"dataset_train_split", "dataset_split"},
       {"dataset_text_field", "text_column"},
       {"dataset_num_proc", "preprocessing_num_workers"},
       {"shuffle_dataset", "shuffle"},
@@ -75,7 +81,7 @@ const std::vector<IgnoredOption>& ignored_options() {
   static const std::vector<IgnoredOption> all = {
       {"trust_remote_code", kNoCode},
       {"use_fast_tokenizer", "there is one tokenizer library"},
-      {"use_auth_token", "models are read from local folders and the hub cache"},
+      {"use_auth_token", "a token in HF_TOKEN or HF_TOKEN_PATH is always used"},
       {"use_cache", "generation always keeps keys and values, training never does"},
       {"low_cpu_mem_usage", kWeightsMapped},
       {"load_meta_device", kWeightsMapped},
@@ -122,10 +128,9 @@ const std::vector<UnavailableOption>& unavailable_options() {
   static const std::vector<UnavailableOption> all = {
       {"fp16", kUseBf16},
       {"fp16_full_eval", kUseBf16},
-      {"token", "download the model with the hub's own tool and give its folder"},
+      {"token",
+       "set HF_TOKEN, or HF_TOKEN_PATH to a file: options end up in logs, saved configurations and ConfigMaps"},
       {"streaming", "give files that fit on the disk"},
-      {"dataset_config_name", "give train_file, or a folder as dataset_name"},
-      {"dataset_config", "give train_file, or a folder as dataset_name"},
       {"do_quantize", kQuantizeLater},
       {"quantize_output_dir", kQuantizeLater},
       {"woq_bits", kQuantizeLater},

@@ -14,10 +14,10 @@ namespace fettle::config {
 
 /// Where the model comes from.
 struct ModelConfig {
-  std::string model_name_or_path;       ///< folder, .gguf file, or a hub name that is in the local hub cache
-  std::string model_revision = "main";  ///< branch, tag or commit in the hub cache
-  std::string config_name;              ///< config.json from another folder (default: the model's)
-  std::string tokenizer_name;           ///< tokenizer from another folder (default: the model's)
+  std::string model_name_or_path;       ///< folder, .gguf file, or hub name
+  std::string model_revision = "main";  ///< branch, tag or commit of model_name_or_path on the hub
+  std::string config_name;              ///< config.json from another folder or hub name (default: the model's)
+  std::string tokenizer_name;           ///< tokenizer from another folder or hub name (default: the model's)
   std::string cache_dir;                ///< hub cache (default: $HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub)
   std::string adapter_name_or_path;     ///< PEFT adapter to start from, evaluate or generate with
   bool load_in_8bit = false;            ///< keep the base's matrices in 8 bits
@@ -39,7 +39,11 @@ struct LoraConfig {
 
 /// What the records are and how they become tokens and targets.
 struct DataConfig {
-  std::string dataset_name;                  ///< folder with train.* and optionally validation.* or test.*
+  std::string dataset_name;                  ///< hub name, or folder with train.* and optionally validation.* or test.*
+  std::string dataset_config_name;           ///< of a dataset with several configurations
+  std::string dataset_split;                 ///< to train on; default train
+  std::string dataset_test_split;            ///< to evaluate on; default validation or test if there is one
+  std::string dataset_revision = "main";     ///< branch, tag or commit on the hub
   std::vector<std::string> train_file;       ///< json, jsonl, csv, txt or parquet
   std::vector<std::string> validation_file;  ///< same; none: validation_split_percentage of the training records
   std::string dataset_format = "auto";       ///< auto alpaca prompt_completion messages sharegpt text tokenized
@@ -140,9 +144,9 @@ struct GenerationConfig {
   double repetition_penalty = 1.0;
 };
 
-/// `fettle preprocess`.
+/// `fettle preprocess` and `fettle download`.
 struct PreprocessConfig {
-  std::string output;           ///< JSONL file with text, input_ids, labels
+  std::string output;           ///< JSONL file with text, input_ids, labels; or the records, as .json, .jsonl, .csv
   int64_t preview_samples = 3;  ///< records shown in colour on a terminal
 };
 

@@ -249,7 +249,8 @@ std::string markdown() {
                         section.title);
     for (const Option& option : section.options) {
       std::string commands;
-      for (const Command command : {Command::kTrain, Command::kEval, Command::kGenerate, Command::kPreprocess}) {
+      for (const Command command :
+           {Command::kTrain, Command::kEval, Command::kGenerate, Command::kPreprocess, Command::kDownload}) {
         if (option.used_by(command)) commands += (commands.empty() ? "" : " ") + std::string(to_string(command));
       }
       text += fmt::format("| {} | {} | {} | {} | {} |\n", code(option.name), cell(allowed(option)),

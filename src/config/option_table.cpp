@@ -12,28 +12,29 @@ std::vector<Option> model_options() {
   return {
       {.name = "model_name_or_path",
        .slot = slot<&ModelConfig::model_name_or_path>,
-       .help = "The model: a folder, a .gguf file, or a hub name that is in the local hub cache.",
-       .commands = kAll},
+       .help = "The model: a folder, a .gguf file, or a name on the hub (org/name), which is downloaded once.",
+       .commands = kAll | kDownload},
       {.name = "model_revision",
        .slot = slot<&ModelConfig::model_revision>,
-       .help = "Branch, tag or commit of a model in the hub cache.",
-       .commands = kAll},
+       .help = "Branch, tag or commit of model_name_or_path on the hub.",
+       .commands = kAll | kDownload},
       {.name = "config_name",
        .slot = slot<&ModelConfig::config_name>,
-       .help = "Folder whose config.json is used instead of the model's own.",
-       .commands = kAll},
+       .help = "Folder or hub name whose config.json is used instead of the model's own.",
+       .commands = kAll | kDownload},
       {.name = "tokenizer_name",
        .slot = slot<&ModelConfig::tokenizer_name>,
        .help = "Folder or hub name of the tokenizer, if it is not the model's own.",
-       .commands = kAll},
+       .commands = kAll | kDownload},
       {.name = "cache_dir",
        .slot = slot<&ModelConfig::cache_dir>,
-       .help = "The hub cache; empty: $HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub.",
-       .commands = kAll},
+       .help = "The hub cache, shared with Hugging Face's tools; empty: $HF_HUB_CACHE, else $HF_HOME/hub, else "
+               "~/.cache/huggingface/hub.",
+       .commands = kAll | kDownload},
       {.name = "adapter_name_or_path",
        .slot = slot<&ModelConfig::adapter_name_or_path>,
-       .help = "PEFT adapter to continue training, to evaluate or to generate with.",
-       .commands = kTrain | kEval | kGenerate},
+       .help = "PEFT adapter to continue training, to evaluate or to generate with: a folder or a hub name.",
+       .commands = kTrain | kEval | kGenerate | kDownload},
       {.name = "load_in_8bit",
        .slot = slot<&ModelConfig::load_in_8bit>,
        .help = "Keep the base's matrices in 8 bits, each block of 64 elements with a scale.",
@@ -123,7 +124,7 @@ std::vector<Option> output_options() {
       {.name = "log_level",
        .slot = slot<&OutputConfig::log_level>,
        .help = "Least level of the log lines on standard error.",
-       .commands = kAll,
+       .commands = kAll | kDownload,
        .choices = {"debug", "info", "warning", "error"},
        .value_aliases = {{"passive", "info"}, {"critical", "error"}}},
   };
@@ -194,10 +195,10 @@ std::vector<Option> preprocess_options() {
   return {
       {.name = "output",
        .slot = slot<&PreprocessConfig::output>,
-       .help = "File for one JSON line a document with text, input_ids and labels; an existing file is replaced only "
-               "if it is "
-               "one of these.",
-       .commands = kPreprocess},
+       .help = "fettle preprocess: file for one JSON line a document with text, input_ids and labels; an existing file "
+               "is replaced only if it is one of these. fettle download: file for the training records, by its name "
+               "as .json, .jsonl or .csv.",
+       .commands = kPreprocess | kDownload},
       {.name = "preview_samples",
        .slot = slot<&PreprocessConfig::preview_samples>,
        .help = "Documents shown on a terminal with their target text in colour.",
@@ -281,7 +282,7 @@ const std::vector<Section>& sections() {
       {"Output", output_options()},
       {"Evaluation (`fettle eval`)", eval_options()},
       {"Generation (`fettle generate`)", generation_options()},
-      {"Preprocessing (`fettle preprocess`)", preprocess_options()},
+      {"Preprocessing (`fettle preprocess`, `fettle download`)", preprocess_options()},
       {"Device", device_options()},
       {"Several processes", distributed_options()},
   };
@@ -312,6 +313,8 @@ std::string_view to_string(Command command) {
       return "generate";
     case Command::kPreprocess:
       return "preprocess";
+    case Command::kDownload:
+      return "download";
   }
   return "";
 }

@@ -17,7 +17,7 @@
 namespace fettle::config {
 
 /// The commands that take options. The values are bits, so that an option can name several.
-enum class Command : unsigned { kTrain = 1, kEval = 2, kGenerate = 4, kPreprocess = 8, kCheck = 16 };
+enum class Command : unsigned { kTrain = 1, kEval = 2, kGenerate = 4, kPreprocess = 8, kCheck = 16, kDownload = 32 };
 
 std::string_view to_string(Command command);
 
@@ -95,6 +95,7 @@ inline constexpr unsigned kTrain = static_cast<unsigned>(Command::kTrain);
 inline constexpr unsigned kEval = static_cast<unsigned>(Command::kEval);
 inline constexpr unsigned kGenerate = static_cast<unsigned>(Command::kGenerate);
 inline constexpr unsigned kPreprocess = static_cast<unsigned>(Command::kPreprocess);
+inline constexpr unsigned kDownload = static_cast<unsigned>(Command::kDownload);
 inline constexpr unsigned kAll = kTrain | kEval | kGenerate | kPreprocess;
 
 template <typename Struct, typename Value>

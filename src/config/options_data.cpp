@@ -6,23 +6,46 @@ namespace fettle::config::table {
 namespace {
 
 constexpr unsigned kRecords = kTrain | kEval | kPreprocess;
+constexpr unsigned kSources = kRecords | kDownload;
 
 std::vector<Option> source_options() {
   return {
       {.name = "dataset_name",
        .slot = slot<&DataConfig::dataset_name>,
-       .help = "Folder with train.* and, if there is one, validation.* or test.*.",
-       .commands = kRecords},
+       .help = "A dataset's name on the hub (org/name), or a folder with train.* and, if there is one, validation.* or "
+               "test.*.",
+       .commands = kSources},
+      {.name = "dataset_config_name",
+       .slot = slot<&DataConfig::dataset_config_name>,
+       .help = "Configuration of a dataset on the hub that has several.",
+       .commands = kSources},
+      {.name = "dataset_split",
+       .slot = slot<&DataConfig::dataset_split>,
+       .help = "The dataset's training records, for instance train[:1000] or train[10%:20%]; empty: train.",
+       .commands = kSources},
+      {.name = "dataset_test_split",
+       .slot = slot<&DataConfig::dataset_test_split>,
+       .help = "The dataset's evaluation records, written alike; empty: validation, else test, if there is one.",
+       .commands = kSources},
+      {.name = "dataset_revision",
+       .slot = slot<&DataConfig::dataset_revision>,
+       .help = "Branch, tag or commit of a dataset on the hub.",
+       .commands = kSources},
       {.name = "train_file",
        .slot = slot<&DataConfig::train_file>,
-       .help = "Training records: .json, .jsonl, .csv, .txt or .parquet files.",
-       .commands = kRecords,
+       .help = "Training records: .json, .jsonl, .csv, .txt or .parquet files, or https URLs of such files.",
+       .commands = kSources,
        .list_syntax = ListSyntax::kPaths},
       {.name = "validation_file",
        .slot = slot<&DataConfig::validation_file>,
        .help = "Evaluation records, in the same formats.",
-       .commands = kRecords,
+       .commands = kSources,
        .list_syntax = ListSyntax::kPaths},
+  };
+}
+
+std::vector<Option> format_options() {
+  return {
       {.name = "dataset_format",
        .slot = slot<&DataConfig::dataset_format>,
        .help = "What the records are; auto: decided by the first record's columns.",
@@ -90,7 +113,7 @@ std::vector<Option> column_options() {
       {.name = "sample_by",
        .slot = slot<&DataConfig::sample_by>,
        .help = "What one record of a .txt file is.",
-       .commands = kRecords,
+       .commands = kSources,
        .choices = {"line", "paragraph", "document"}},
   };
 }
@@ -173,7 +196,7 @@ std::vector<Option> selection_options() {
 }  // namespace
 
 std::vector<Option> data_options() {
-  return join({source_options(), column_options(), token_options(), selection_options()});
+  return join({source_options(), format_options(), column_options(), token_options(), selection_options()});
 }
 
 }  // namespace fettle::config::table

@@ -13,6 +13,7 @@
 #include "base/utf8.h"
 #include "base/watchdog.h"
 #include "config/parse.h"
+#include "config/split.h"
 #include "config/value.h"
 
 namespace fettle::config {
@@ -116,6 +117,15 @@ void check_data(Rules& rules, const DataConfig& data) {
                       fmt::format("template_date: {} is not a date", quote(data.template_date)),
                       "write it as YYYY-MM-DD, for instance 2026-01-31");
   rules.exclusive("train_file", "dataset_name");
+  if (!data.dataset_split.empty()) parse_split(data.dataset_split, "dataset_split");
+  if (!data.dataset_test_split.empty()) parse_split(data.dataset_test_split, "dataset_test_split");
+  if (data.dataset_name.empty()) {
+    rules.no_effect({"dataset_config_name", "dataset_split", "dataset_test_split", "dataset_revision"},
+                    "dataset_name is not set", data.train_file.empty() ? "dataset_name" : "train_file");
+  }
+  if (!data.validation_file.empty()) {
+    rules.no_effect("dataset_test_split", "validation_file is given", "validation_file");
+  }
   rules.exclusive("validation_file", "validation_split_percentage");
   if (!data.completion_only_loss) {
     rules.no_effect("mask_history", "completion_only_loss is false", "completion_only_loss");
@@ -217,6 +227,16 @@ void check_eval(const Rules& rules, const DataConfig& data) {
                 "say which records to evaluate");
 }
 
+void check_download(const Rules& rules, const Config& config) {
+  const ModelConfig& model = config.model;
+  const bool has_model = !model.model_name_or_path.empty() || !model.tokenizer_name.empty() ||
+                         !model.config_name.empty() || !model.adapter_name_or_path.empty();
+  const bool has_records = may_have_evaluation_records(config.data) || has_training_records(config.data);
+  rules.require(has_model || has_records, "model_name_or_path or dataset_name", "say what to download");
+  rules.require(config.preprocess.output.empty() || has_training_records(config.data), "dataset_name or train_file",
+                "say which records go into output");
+}
+
 void check_generate(Rules& rules, const GenerationConfig& generation) {
   rules.require(!generation.prompt.empty(), "prompt", "give --prompt=\"…\", or --prompt=- for standard input");
   if (!generation.do_sample) {
@@ -230,12 +250,14 @@ void check_generate(Rules& rules, const GenerationConfig& generation) {
 void validate(Parsed& parsed, Command command) {
   Rules rules(parsed, command);
   const Config& config = parsed.config;
-  if (command == Command::kPreprocess) {
+  if (command == Command::kDownload) {
+    check_download(rules, config);
+  } else if (command == Command::kPreprocess) {
     rules.require(!config.model.model_name_or_path.empty() || !config.model.tokenizer_name.empty(),
                   "tokenizer_name or model_name_or_path", "say whose tokenizer makes the tokens");
   } else {
     rules.require(!config.model.model_name_or_path.empty(), "model_name_or_path",
-                  "give a model's folder, a .gguf file, or a name in the hub cache");
+                  "give a model's folder, a .gguf file, or its name on the hub");
   }
   check_data(rules, config.data);
   check_quantization(rules, config.model);
@@ -250,6 +272,8 @@ void validate(Parsed& parsed, Command command) {
     case Command::kPreprocess:
       return rules.require(has_training_records(config.data), "train_file or dataset_name",
                            "say which records to prepare");
+    case Command::kDownload:
+      return;
   }
 }
 

@@ -253,6 +253,18 @@ int64_t count_records(const std::vector<std::filesystem::path>& files, const Dat
   return count;
 }
 
+config::RecordRange slice_range(const config::SplitExpression& slice, int64_t records) {
+  const config::RecordRange range = config::records_of(slice, records);
+  if (range.begin == range.end) {
+    throw Error(ExitCode::kConfig, fmt::format("{} has no records: the split has {}", slice.text, records),
+                "give a part that has some");
+  }
+  if (!slice.is_percent && slice.to.value_or(0) > records) {
+    log::warning("{}: the split has only {} records", slice.text, records);
+  }
+  return range;
+}
+
 std::shared_ptr<TokenDataset::Storage> build_split(const SplitPlan& plan, const DataConfig& config,
                                                    const PromptBuilder& prompts, std::string fingerprint) {
   ChunkSource source(plan, config, prompts);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "config/config.h"
+#include "config/split.h"
 #include "data/prompt.h"
 #include "data/storage.h"
 
@@ -25,6 +26,10 @@ struct SplitPlan {
 /// Records in all the files, good or bad; what is between records is checked, records are not. Throws as the readers
 /// do.
 int64_t count_records(const std::vector<std::filesystem::path>& files, const config::DataConfig& config);
+
+/// The records of a part of a split that has `records`, with a warning where it speaks of more. Throws Error{kConfig}
+/// if there are none in it.
+config::RecordRange slice_range(const config::SplitExpression& slice, int64_t records);
 
 /// Reads, templates, tokenizes and truncates (or splits) the records of a split on all cores, in order.
 /// Throws Error{kData}: a bad record (on_bad_record: fail), no records at all, no document left.

@@ -67,9 +67,11 @@ struct PreparedData {
 };
 
 /// Reads, splits, templates and tokenizes the records, or maps the cache of an earlier run, and logs a report.
-/// `need_train` false (fettle eval): only the validation records are prepared.
+/// `need_train` false (fettle eval): only the validation records are prepared. `cache_dir`: ModelConfig's, for what is
+/// downloaded.
 /// Throws Error: kNoInput (a file is missing), kData (bad record with its place; no record left), kConfig (options that
 /// do not fit the records or the tokenizer).
-PreparedData prepare(const config::DataConfig& config, const text::Tokenizer& tokenizer, bool need_train);
+PreparedData prepare(const config::DataConfig& config, const text::Tokenizer& tokenizer, bool need_train,
+                     const std::string& cache_dir = {});
 
 }  // namespace fettle::data

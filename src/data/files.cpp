@@ -6,9 +6,13 @@
 #include <algorithm>
 #include <string>
 #include <string_view>
+#include <system_error>
+#include <utility>
 
 #include "base/error.h"
 #include "data/reader.h"
+#include "hub/dataset.h"
+#include "hub/url_file.h"
 
 namespace fettle::data {
 namespace fs = std::filesystem;
@@ -27,33 +31,95 @@ std::vector<fs::path> split_files(const fs::path& folder, std::string_view split
   return files;
 }
 
-DataFiles folder_files(const fs::path& folder) {
+struct SplitNames {
+  std::string train;
+  std::vector<std::string> validation;  ///< the first that exists counts
+};
+
+DataFiles folder_files(const fs::path& folder, const SplitNames& names) {
   for (const fs::path& place : {folder, folder / "data"}) {
     DataFiles files;
-    files.train = split_files(place, "train");
-    for (const auto split : {"validation", "valid", "dev", "eval", "test"}) {
-      if (files.validation.empty()) files.validation = split_files(place, split);
+    files.train = split_files(place, names.train);
+    for (const std::string& split : names.validation) {
+      if (files.validation.empty() && split != names.train) files.validation = split_files(place, split);
     }
     if (!files.train.empty() || !files.validation.empty()) return files;
   }
-  throw Error(ExitCode::kNoInput, fmt::format("dataset_name: {} has no train.* or validation.*", folder.string()),
+  const std::string& wanted = names.validation.size() == 1 ? names.validation.front() : "validation";
+  throw Error(ExitCode::kNoInput,
+              fmt::format("dataset_name: {} has no {}.* or {}.*", folder.string(), names.train, wanted),
               "name the files with train_file and validation_file");
+}
+
+DataFiles hub_files(const config::DataConfig& config, Needed needed, const std::string& cache_dir) {
+  const bool has_validation = !config.validation_file.empty();
+  hub::DatasetFiles found = hub::fetch_dataset({.data = config,
+                                                .cache_dir = cache_dir,
+                                                .need_train = needed != Needed::kEvaluation,
+                                                .need_evaluation = needed != Needed::kTrain && !has_validation});
+  DataFiles files;
+  files.train = std::move(found.train);
+  files.validation = std::move(found.evaluation);
+  return files;
+}
+
+DataFiles dataset_files(const config::DataConfig& config, Needed needed, const std::string& cache_dir) {
+  SplitNames names{"train", {"validation", "valid", "dev", "eval", "test"}};
+  std::optional<config::SplitExpression> train;
+  std::optional<config::SplitExpression> validation;
+  if (!config.dataset_split.empty()) {
+    train = config::parse_split(config.dataset_split, "dataset_split");
+    names.train = train->name;
+  }
+  if (!config.dataset_test_split.empty()) {
+    validation = config::parse_split(config.dataset_test_split, "dataset_test_split");
+    names.validation = {validation->name};
+  }
+  std::error_code failure;
+  if (fs::is_regular_file(config.dataset_name, failure)) {
+    throw Error(ExitCode::kUsage, fmt::format("dataset_name: {} is a file", config.dataset_name),
+                "give it as train_file");
+  }
+  const bool is_folder = fs::is_directory(config.dataset_name);
+  if (is_folder && !config.dataset_config_name.empty()) {
+    throw Error(
+        ExitCode::kConfig,
+        fmt::format("dataset_config_name is given, and dataset_name {} is a folder, which has no configurations",
+                    config.dataset_name),
+        "remove dataset_config_name, or name the files with train_file");
+  }
+  DataFiles files = is_folder ? folder_files(config.dataset_name, names) : hub_files(config, needed, cache_dir);
+  if (train && train->is_slice()) files.train_slice = train;
+  if (validation && validation->is_slice()) files.validation_slice = validation;
+  return files;
+}
+
+/// Local paths as they are, URLs as what was downloaded from them.
+std::vector<fs::path> local_files(const std::vector<std::string>& names, const std::string& cache_dir,
+                                  const char* option) {
+  std::vector<fs::path> files;
+  files.reserve(names.size());
+  for (const std::string& name : names) {
+    files.push_back(hub::is_url(name) ? hub::fetch_url(name, cache_dir, option) : fs::path(name));
+  }
+  return files;
 }
 
 }  // namespace
 
-DataFiles find_files(const config::DataConfig& config) {
+DataFiles find_files(const config::DataConfig& config, Needed needed, const std::string& cache_dir) {
   DataFiles files;
   if (config.train_file.empty() && !config.dataset_name.empty()) {
-    if (!fs::is_directory(config.dataset_name)) {
-      throw Error(ExitCode::kNoInput, fmt::format("dataset_name: {} is not a folder", config.dataset_name),
-                  "download the dataset, or name its files with train_file");
+    if (hub::is_url(config.dataset_name)) {
+      files.train = {hub::fetch_url(config.dataset_name, cache_dir, "dataset_name")};
+    } else {
+      files = dataset_files(config, needed, cache_dir);
     }
-    files = folder_files(config.dataset_name);
   }
-  if (!config.train_file.empty()) files.train.assign(config.train_file.begin(), config.train_file.end());
+  if (!config.train_file.empty()) files.train = local_files(config.train_file, cache_dir, "train_file");
   if (!config.validation_file.empty()) {
-    files.validation.assign(config.validation_file.begin(), config.validation_file.end());
+    files.validation = local_files(config.validation_file, cache_dir, "validation_file");
+    files.validation_slice.reset();
   }
   if (files.train.empty() && files.validation.empty()) {
     throw Error(ExitCode::kConfig, "no data", "set train_file, or dataset_name to a folder with train.*");

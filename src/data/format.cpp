@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <limits>
+#include <utility>
 
 #include "base/error.h"
 #include "base/utf8.h"
@@ -136,7 +137,32 @@ std::string format_name(RecordFormat format) {
   return {};
 }
 
+namespace {
+
+/// A column that the user named in place of the usual one has to be there, whatever the format: else it is misspelt.
+/// Not the input column, which a record may lack.
+void require_named_columns(const Record& first, const DataConfig& config, const std::string& place) {
+  static constexpr std::pair<const char*, std::string DataConfig::*> kColumns[] = {
+      {"instruction_column", &DataConfig::instruction_column},
+      {"output_column", &DataConfig::output_column},
+      {"prompt_column", &DataConfig::prompt_column},
+      {"completion_column", &DataConfig::completion_column},
+      {"messages_column", &DataConfig::messages_column},
+      {"conversations_column", &DataConfig::conversations_column},
+      {"text_column", &DataConfig::text_column}};
+  static const DataConfig usual;
+  for (const auto& [option, member] : kColumns) {
+    if (config.*member == usual.*member || find_column(first, config.*member) != nullptr) continue;
+    throw Error(ExitCode::kData,
+                fmt::format("{}: {} is '{}', and the record has: {}", place, option, config.*member, column_list(first)),
+                fmt::format("correct {}, or leave it out", option));
+  }
+}
+
+}  // namespace
+
 RecordFormat detect_format(const Record& first, const DataConfig& config, const std::string& place) {
+  require_named_columns(first, config, place);
   const bool automatic = config.dataset_format == "auto";
   bool known = automatic;
   for (const auto format : {RecordFormat::kTokenized, RecordFormat::kMessages, RecordFormat::kShareGpt,

@@ -217,12 +217,17 @@ class Preparer {
 };
 
 /// The records that validation_split_percentage takes out of training: a fixed share, drawn by dataset_seed.
-std::vector<bool> validation_members(const DataFiles& files, const DataConfig& config) {
+/// `among`: the records that are used at all; empty: every one.
+std::vector<bool> validation_members(const DataFiles& files, const std::vector<bool>& among, const DataConfig& config) {
   const double share = config.validation_split_percentage;
   const double fraction = share >= 1 ? share / 100 : share;
   if (fraction >= 1)
     throw Error(ExitCode::kConfig, "validation_split_percentage leaves nothing to train on", "lower it");
-  const int64_t records = count_records(files.train, config);
+  std::vector<size_t> places;  // of the records that are used
+  for (size_t i = 0; i < among.size(); ++i) {
+    if (among[i]) places.push_back(i);
+  }
+  const int64_t records = among.empty() ? count_records(files.train, config) : static_cast<int64_t>(places.size());
   if (records < 2) {
     throw Error(ExitCode::kData, fmt::format("{} record cannot be split into training and validation", records),
                 "set validation_split_percentage to 0 or name a validation_file");
@@ -230,8 +235,11 @@ std::vector<bool> validation_members(const DataFiles& files, const DataConfig& c
   const auto wanted = static_cast<int64_t>(std::llround(fraction * static_cast<double>(records)));
   const int64_t size = std::clamp<int64_t>(wanted, 1, records - 1);
   const auto order = permutation(records, static_cast<uint64_t>(config.dataset_seed), kSplitStream);
-  std::vector<bool> members(static_cast<size_t>(records), false);
-  for (int64_t i = 0; i < size; ++i) members[static_cast<size_t>(order[static_cast<size_t>(i)])] = true;
+  std::vector<bool> members(among.empty() ? static_cast<size_t>(records) : among.size(), false);
+  for (int64_t i = 0; i < size; ++i) {
+    const auto drawn = static_cast<size_t>(order[static_cast<size_t>(i)]);
+    members[among.empty() ? drawn : places[drawn]] = true;
+  }
   return members;
 }
 
@@ -252,24 +260,40 @@ struct Plans {
   std::optional<SplitPlan> validation;
 };
 
-Plans plan_splits(const DataConfig& config) {
-  const DataFiles files = find_files(config);
+/// The records of a part of a split, or empty for all of it.
+std::vector<bool> slice_members(const std::vector<fs::path>& files, const std::optional<config::SplitExpression>& slice,
+                                const DataConfig& config) {
+  if (!slice) return {};
+  const int64_t records = count_records(files, config);
+  const config::RecordRange range = slice_range(*slice, records);
+  std::vector<bool> members(static_cast<size_t>(records), false);
+  std::fill(members.begin() + range.begin, members.begin() + range.end, true);
+  return members;
+}
+
+Plans plan_splits(const DataConfig& config, bool need_train, const std::string& cache_dir) {
+  const bool holds_out = config.validation_split_percentage > 0;
+  const DataFiles files = find_files(config, need_train || holds_out ? Needed::kBoth : Needed::kEvaluation, cache_dir);
   Plans plans{{"train", files.train, {}, config.max_train_samples}, std::nullopt};
+  if (need_train || holds_out) plans.train.members = slice_members(files.train, files.train_slice, config);
   if (!files.validation.empty()) {
-    plans.validation = SplitPlan{"validation", files.validation, {}, config.max_eval_samples};
-  } else if (config.validation_split_percentage > 0) {
-    const auto members = validation_members(files, config);
-    plans.train.members = members;
-    plans.train.members.flip();
+    plans.validation =
+        SplitPlan{"validation", files.validation, slice_members(files.validation, files.validation_slice, config),
+                  config.max_eval_samples};
+  } else if (holds_out) {
+    const auto members = validation_members(files, plans.train.members, config);
     plans.validation = SplitPlan{"validation", files.train, members, config.max_eval_samples};
+    if (plans.train.members.empty()) plans.train.members.assign(members.size(), true);
+    for (size_t i = 0; i < members.size(); ++i) plans.train.members[i] = plans.train.members[i] && !members[i];
   }
   return plans;
 }
 
 }  // namespace
 
-PreparedData prepare(const DataConfig& config, const text::Tokenizer& tokenizer, bool need_train) {
-  const Plans plans = plan_splits(config);
+PreparedData prepare(const DataConfig& config, const text::Tokenizer& tokenizer, bool need_train,
+                     const std::string& cache_dir) {
+  const Plans plans = plan_splits(config, need_train, cache_dir);
   if (need_train && plans.train.files.empty()) {
     throw Error(ExitCode::kConfig, "no training data", "set train_file, or dataset_name to a folder with train.*");
   }

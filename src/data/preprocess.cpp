@@ -49,8 +49,8 @@ bool is_output(const fs::path& path) {
 }
 
 /// Refuses an output that would destroy something else, or that cannot be written, before any work is done.
-void check_output(const fs::path& path, const config::DataConfig& config) {
-  const DataFiles files = find_files(config);
+void check_output(const fs::path& path, const config::Config& config) {
+  const DataFiles files = find_files(config.data, Needed::kBoth, config.model.cache_dir);
   std::error_code failure;
   for (const auto& inputs : {files.train, files.validation}) {
     for (const fs::path& input : inputs) {
@@ -76,20 +76,12 @@ void write_documents(const TokenDataset& dataset, const text::Tokenizer& tokeniz
   log::info("{} documents written to {}", dataset.size(), path);
 }
 
-/// tokenizer_name alone is enough: no model is needed to make tokens.
-text::Tokenizer load_tokenizer(const config::ModelConfig& model) {
-  if (!model.tokenizer_name.empty()) {
-    return text::Tokenizer::load(hub::resolve_folder(model.tokenizer_name, model, "tokenizer_name"));
-  }
-  return text::Tokenizer::load(hub::resolve_model(model).tokenizer_folder);
-}
-
 }  // namespace
 
 int preprocess(const config::Config& config) {
-  if (!config.preprocess.output.empty()) check_output(config.preprocess.output, config.data);
-  const auto tokenizer = load_tokenizer(config.model);
-  const TokenDataset train = prepare(config.data, tokenizer, true).train;
+  if (!config.preprocess.output.empty()) check_output(config.preprocess.output, config);
+  const auto tokenizer = text::Tokenizer::load(hub::resolve_tokenizer(config.model));
+  const TokenDataset train = prepare(config.data, tokenizer, true, config.model.cache_dir).train;
   if (::isatty(STDOUT_FILENO) != 0) {
     const int64_t shown = std::min(config.preprocess.preview_samples, train.size());
     for (int64_t i = 0; i < shown; ++i) fmt::print("{}\n", preview(train, tokenizer, i));

@@ -5,15 +5,11 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
-#include <cstdlib>
-#include <optional>
-#include <vector>
 
 #include "base/error.h"
-#include "base/file.h"
-#include "base/utf8.h"
+#include "hub/hub_client.h"
 #include "hub/json.h"
+#include "hub/model_files.h"
 #include "hub/path.h"
 
 namespace fettle::hub {
@@ -23,76 +19,35 @@ namespace {
 constexpr const char* kConfigFile = "config.json";
 constexpr std::array kTokenizerFiles = {"tokenizer.json", "tokenizer.model"};
 
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? std::string() : value;
+ModelPurpose purpose_of(const std::string& option) {
+  if (option == "adapter_name_or_path") return ModelPurpose::kAdapter;
+  if (option == "tokenizer_name") return ModelPurpose::kTokenizer;
+  return option == "config_name" ? ModelPurpose::kConfig : ModelPurpose::kModel;
 }
 
-/// The hub cache, by huggingface_hub's rules.
-fs::path cache_folder(const std::string& cache_dir) {
-  if (!cache_dir.empty()) return cache_dir;
-  for (const char* name : {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"}) {
-    if (const std::string value = environment(name); !value.empty()) return value;
+/// model_revision is of model_name_or_path; the other options' repositories are taken at main, unless they are the
+/// same.
+fs::path fetch_folder(const std::string& name, const config::ModelConfig& model, const std::string& option,
+                      ModelPurpose purpose) {
+  const bool is_model = name == model.model_name_or_path;
+  SnapshotRequest request;
+  request.repository = {RepositoryKind::kModel, name, is_model ? model.model_revision : "main", option};
+  request.cache_dir = model.cache_dir;
+  request.select = [&](const Listing& files) {
+    return select_model_files(files, purpose, fmt::format("{}: {}", option, name));
+  };
+  request.is_complete = [purpose](const fs::path& snapshot, const Listing&) {
+    return is_model_complete(snapshot, purpose);
+  };
+  return fetch_snapshot(request).folder;
+}
+
+fs::path resolve_folder_for(const std::string& name, const config::ModelConfig& model, const std::string& option,
+                            ModelPurpose purpose) {
+  if (name.empty()) {
+    throw Error(ExitCode::kUsage, fmt::format("{} is not set", option), "give a folder or a hub name");
   }
-  if (const std::string home = environment("HF_HOME"); !home.empty()) return fs::path(home) / "hub";
-  if (const std::string cache = environment("XDG_CACHE_HOME"); !cache.empty()) {
-    return fs::path(cache) / "huggingface" / "hub";
-  }
-  return fs::path(environment("HOME")) / ".cache" / "huggingface" / "hub";
-}
-
-/// "name" or "org/name" with the characters that the hub allows; anything else can only be a path.
-bool is_hub_name(const std::string& name) {
-  const bool characters = std::all_of(name.begin(), name.end(), [](unsigned char c) {
-    return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.' || c == '/';
-  });
-  return characters && name.find("..") == std::string::npos && name.find("--") == std::string::npos &&
-         name.front() != '/' && name.front() != '.' && name.back() != '/' &&
-         std::count(name.begin(), name.end(), '/') <= 1;
-}
-
-bool is_plain_revision(const std::string& revision) {
-  return !revision.empty() && revision.front() != '/' && revision.find("..") == std::string::npos;
-}
-
-std::string trim(const std::string& text) {
-  const auto last = text.find_last_not_of(" \n\r\t");
-  return text.substr(0, last == std::string::npos ? 0 : last + 1);
-}
-
-/// The snapshot folder of `revision`, by a branch or tag's refs file or by its commit; nothing if it is not cached.
-std::optional<fs::path> find_snapshot(const fs::path& repository, const std::string& revision) {
-  const fs::path reference = repository / "refs" / revision;
-  const std::string commit = is_file(reference) ? trim(read_file(reference)) : revision;
-  if (!is_plain_revision(commit)) return std::nullopt;
-  const fs::path snapshot = repository / "snapshots" / commit;
-  return is_folder(snapshot) ? std::optional(snapshot) : std::nullopt;
-}
-
-fs::path find_in_cache(const std::string& name, const config::ModelConfig& model, const std::string& option) {
-  if (!is_hub_name(name)) {
-    throw Error(ExitCode::kNoInput,
-                fmt::format("{}: {} is neither a folder, a .gguf file nor a hub name", option, quote(name)),
-                "check the path");
-  }
-  if (!is_plain_revision(model.model_revision)) {
-    throw Error(ExitCode::kUsage,
-                fmt::format("model_revision: {} is not a branch, tag or commit", quote(model.model_revision)),
-                "give its name as the hub shows it");
-  }
-  std::string folder = "models--" + name;
-  if (const size_t slash = folder.find('/'); slash != std::string::npos) folder.replace(slash, 1, "--");
-  const fs::path repository = cache_folder(model.cache_dir) / folder;
-  const auto snapshot = find_snapshot(repository, model.model_revision);
-  if (!snapshot) {
-    throw Error(ExitCode::kNoInput,
-                fmt::format("{}: {} is not a local folder or file, and revision {} is not in the hub cache: looked for "
-                            "{} and {}",
-                            option, name, model.model_revision, (repository / "refs" / model.model_revision).string(),
-                            (repository / "snapshots" / model.model_revision).string()),
-                fmt::format("nothing is downloaded: fetch it with `hf download {}`, or give a folder", name));
-  }
-  return *snapshot;
+  return is_folder(name) ? fs::path(name) : fetch_folder(name, model, option, purpose);
 }
 
 bool has_tokenizer(const fs::path& folder) {
@@ -137,10 +92,14 @@ TensorSource ModelFolder::open_weights() const {
 }
 
 fs::path resolve_folder(const std::string& name, const config::ModelConfig& model, const std::string& option) {
-  if (name.empty()) {
-    throw Error(ExitCode::kUsage, fmt::format("{} is not set", option), "give a folder or a hub name");
-  }
-  return is_folder(name) ? fs::path(name) : find_in_cache(name, model, option);
+  return resolve_folder_for(name, model, option, purpose_of(option));
+}
+
+fs::path resolve_tokenizer(const config::ModelConfig& model) {
+  if (!model.tokenizer_name.empty()) return resolve_folder(model.tokenizer_name, model, "tokenizer_name");
+  const fs::path given = model.model_name_or_path;
+  if (given.extension() == ".gguf" && !is_folder(given)) return resolve_model(model).tokenizer_folder;
+  return resolve_folder_for(model.model_name_or_path, model, "model_name_or_path", ModelPurpose::kTokenizer);
 }
 
 ModelFolder resolve_model(const config::ModelConfig& model) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What model_name_or_path resolves to: a folder, a .gguf file, or a snapshot in the local hub cache.
+/// What model_name_or_path resolves to: a folder, a .gguf file, or a snapshot in the hub cache.
 #pragma once
 
 #include <filesystem>
@@ -21,12 +21,16 @@ struct ModelFolder {
   [[nodiscard]] TensorSource open_weights() const;
 };
 
-/// Nothing is downloaded. Throws Error{kNoInput} naming the places that were looked at, {kData} for a broken
+/// Downloads what is named on the hub and not in the cache. Throws Error as fetch_snapshot; {kData} for a broken
 /// config.json, {kUsage} if the name is empty.
 ModelFolder resolve_model(const config::ModelConfig& model);
 
-/// A local folder, or the snapshot of a hub name ("org/name") in the cache. `option` names the option in messages.
+/// A local folder, or the snapshot of a hub name ("org/name"). `option` says what it is wanted for: model_name_or_path,
+/// tokenizer_name, config_name or adapter_name_or_path.
 std::filesystem::path resolve_folder(const std::string& name, const config::ModelConfig& model,
                                      const std::string& option);
+
+/// The folder of the tokenizer alone: of a hub's model no weights are downloaded for it.
+std::filesystem::path resolve_tokenizer(const config::ModelConfig& model);
 
 }  // namespace fettle::hub

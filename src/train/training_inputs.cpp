@@ -29,7 +29,8 @@ TrainingInputs prepare_training(const config::Config& given) {
   config::Config config = given;
   config.data.template_date = settled_date(config, model.tokenizer);
   const SectionMark mark(Section::kData);
-  data::PreparedData data = data::prepare(config.data, model.tokenizer, config.training.do_train);
+  data::PreparedData data =
+      data::prepare(config.data, model.tokenizer, config.training.do_train, config.model.cache_dir);
   require_vocabulary(model, data.train);
   if (data.validation) require_vocabulary(model, *data.validation);
   return {std::move(config), std::move(model), std::move(data)};

@@ -2,22 +2,25 @@
 """What goes wrong on a cluster, and what the run does about it.
 
   late             the data set comes after the pod: it waits, and says for what; nothing restarts
-  mistakes         a token, a column, a layer's name: the Job fails once, and says why where `kubectl describe` shows it
+  hub              model and records from a hub, with a right, a wrong and no token
+  mistakes         a column, a layer's name, a path: the Job fails once, and says why where `kubectl describe` shows it
   interrupted      a pod deleted, a node drained, a process killed for memory: the adapter of a run that was not, to the byte
   full             no room on the volume: a clear failure, the checkpoint before it intact, and the run goes on with room
 """
 
 import json
-import subprocess
 import sys
 import time
 
 import kube
-from kube import CACHE, ROOT, Namespace, kubectl, release, require, wait_until
+from kube import ROOT, Namespace, kubectl, release, require, wait_until
 
+sys.path.insert(0, str(ROOT / "tests/hub"))
+import hub_server  # noqa: E402  # pylint: disable=wrong-import-position
 import harness  # pylint: disable=wrong-import-order
 
 RECORDS = ROOT / "examples/data/tinystories_valid_350.jsonl"
+EXAMPLES = "/usr/local/share/fettle/examples/data"  # in the image
 # Long enough to be interrupted, with checkpoints on the way.
 LONG = {"config.max_steps": 120, "config.num_train_epochs": None, "config.save_steps": 10, "config.logging_steps": 5, "config.num_threads": 1,
         "storage.accessModes": ["ReadWriteMany"]}
@@ -42,25 +45,9 @@ def late(workplace, summary, _):
         summary.count("60 s late: waited without a restart, then trained")
 
 
-class Hub:
-    """The tests' hub (tests/hub/hub_server.py) where pods reach it: on the host's end of the cluster's bridge."""
-
-    def __init__(self, place, *options):
-        (place / "models/private/model").mkdir(parents=True)
-        self._process = subprocess.Popen([sys.executable, ROOT / "tests/hub/hub_server.py", "--host=10.241.0.254", "--port=0",
-                                          f"--root={place}", *options], stdout=subprocess.PIPE, text=True)
-        self.address = self._process.stdout.readline().strip()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._process.kill()
-        self._process.wait()
-
-
 MISTAKES = {
-    "wrong column": ({"config.instruction_column": "question"}, 65, "question"),
+    "wrong column": ({"config.train_file": f"{EXAMPLES}/medical_meadow_wikidoc_patient_2000.json", "config.instruction_column": "question"},
+                     65, "question"),
     "typo in a layer's name": ({"config.lora_target_modules": ["q_proj", "vproj"]}, 78, "vproj"),
     "no such file in the image": ({"config.train_file": "/nowhere/train.jsonl"}, 66, "/nowhere/train.jsonl"),
 }
@@ -87,15 +74,37 @@ def mistakes(_workplace, summary, _):
             summary.count(f"{name}: failed once, with the reason")
 
 
-def wrong_token(workplace, summary, _):
-    """A token that the hub refuses: named, not shown, and not tried again."""
-    with Hub(workplace.new("hub"), "--require-token=right") as hub, \
-         release(**{"config.model_name_or_path": "private/model", "hub.endpoint": hub.address, "hub.token": "hf_wrong\n"}) as run_:
-        said = fails_once(run_, 77, "token")
-        shown = run_.namespace.kubectl("get", "configmaps,pods,jobs,statefulsets", "--output=yaml") + run_.describe() + run_.notes
-        require("hf_wrong" not in shown, "the token is shown")
-        print(f"  wrong token: {said}")
-        summary.count("wrong token: failed once, with the reason")
+def hub_of_stories():
+    """The tests' hub where pods reach it, on the host's end of the cluster's bridge: a private model, open records."""
+    hub = hub_server.Hub(address=kube.HOST)
+    model = {path.name: path.read_bytes() for path in sorted((ROOT / "examples/stories260K").iterdir())}
+    hub.add("org/stories", model, private_to=["hf_right"])
+    hub.add("org/tinystories", {"train.jsonl": RECORDS.read_bytes()}, kind="datasets")
+    return hub
+
+
+FROM_HUB = {"config.model_name_or_path": "org/stories", "config.dataset_name": "org/tinystories", "config.train_file": None,
+            "config.max_steps": 10, "config.num_train_epochs": None}
+
+
+def hub(_workplace, summary, _):
+    """A private model and its records from a hub: once for two pods; a wrong token fails once, and is never shown."""
+    with hub_of_stories() as there:
+        values = FROM_HUB | {"hub.endpoint": there.endpoint, "hub.token": "hf_right\n", "nodes": 2, "resources.cpu": "300m",
+                             "storage.accessModes": ["ReadWriteMany"]}
+        with release(**values) as run_:
+            run_.wait()
+            weights = (ROOT / "examples/stories260K/model.safetensors").stat().st_size
+            sent = there.sent_bytes("model.safetensors")
+            require(sent == weights, f"{sent} bytes of weights were sent for {weights}")
+            summary.count("hub: two pods, downloaded once, trained")
+        for token, word in (("hf_wrong\n", "token"), ("", "token")):
+            with release(**FROM_HUB | {"hub.endpoint": there.endpoint, "hub.token": token}) as run_:
+                said = fails_once(run_, 77, word)
+                shown = run_.namespace.kubectl("get", "configmaps,pods,jobs,statefulsets", "--output=yaml")
+                require("hf_wrong" not in shown + run_.describe() + run_.notes, "the token is shown")
+                print(f"  token {token!r}: {said}")
+                summary.count("hub: wrong or no token: failed once, with the reason")
 
 
 def delete(run_):
@@ -194,4 +203,4 @@ def run_in_node(node, *command):
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main("cluster faults", [late, mistakes, wrong_token, interrupted, full]))
+    sys.exit(harness.main("cluster faults", [late, mistakes, hub, interrupted, full]))

@@ -130,8 +130,11 @@ std::vector<BadInput> column_cases() {
        [](auto& c) { c.dataset_format = "alpaca"; }},
       {"FormatName", "a.jsonl", R"({"text": "a"})", kUsage, "dataset_format: 'alpca' is not known",
        [](auto& c) { c.dataset_format = "alpca"; }},
-      {"ColumnOption", "a.jsonl", R"({"instruction": "a", "output": "b"})", kData, "no known format",
+      {"ColumnOption", "a.jsonl", R"({"instruction": "a", "output": "b"})", kData,
+       "output_column is 'answer', and the record has: 'instruction', 'output'; correct output_column",
        [](auto& c) { c.output_column = "answer"; }},
+      {"ColumnOptionOfAnotherFormat", "a.jsonl", R"({"text": "a"})", kData, "instruction_column is 'question'",
+       [](auto& c) { c.instruction_column = "question"; }},
       {"LaterColumn", "a.jsonl", "{\"instruction\": \"a\", \"output\": \"b\"}\n{\"instruction\": \"a\"}", kData,
        "a.jsonl:2: column 'output' is missing"},
       {"NumberAsText", "a.jsonl", R"({"instruction": "a", "output": 3})", kData,
@@ -168,10 +171,10 @@ std::vector<BadInput> column_cases() {
       {"NoSuchFile", "a.jsonl", kGood, kNoInput, "b.jsonl",
        [](auto& c) { c.train_file = {c.train_file[0].substr(0, c.train_file[0].size() - 7) + "b.jsonl"}; }},
       {"NoData", "a.jsonl", kGood, kConfig, "set train_file", [](auto& c) { c.train_file.clear(); }},
-      {"NoFolder", "a.jsonl", kGood, kNoInput, "is not a folder",
+      {"NoFolder", "a.jsonl", kGood, kNoInput, "'/no/such' is neither a folder nor a hub name",
        [](auto& c) {
          c.train_file.clear();
-         c.dataset_name = "no/such";
+         c.dataset_name = "/no/such";
        }},
   };
 }

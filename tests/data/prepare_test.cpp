@@ -211,6 +211,46 @@ TEST_F(PrepareTest, FolderWithSplits) {
   EXPECT_EQ(data.validation->size(), 1);
 }
 
+TEST_F(PrepareTest, PartsOfSplits) {
+  folder_.write("set/train.txt", "zero\none\ntwo\nthree\nfour\nfive\n");
+  folder_.write("set/test.txt", "a\nb\nc\n");
+  folder_.write("set/extra.txt", "x\n");
+  config_.train_file.clear();
+  config_.dataset_name = (folder_.path() / "set").string();
+  config_.dataset_split = "train[1:5]";
+  config_.dataset_test_split = "test[:2]";
+  PreparedData data = prepared();
+  ASSERT_EQ(data.train.size(), 4);
+  EXPECT_EQ(small_tokenizer().decode(data.train.input_ids(0), true), "one");
+  EXPECT_EQ(data.validation->size(), 2);
+  config_.dataset_split = "train[50%:]";
+  config_.max_train_samples = 2;
+  data = prepared();
+  ASSERT_EQ(data.train.size(), 2);
+  EXPECT_EQ(small_tokenizer().decode(data.train.input_ids(1), true), "four");
+  config_.dataset_split = "extra";
+  EXPECT_EQ(prepared().train.size(), 1);
+  config_.dataset_split = "train[6:]";
+  EXPECT_THROW(prepared(), Error);
+  config_.dataset_split = "absent";
+  config_.dataset_test_split = "absent";
+  EXPECT_THROW(prepared(), Error);
+}
+
+TEST_F(PrepareTest, HoldsOutOfThePartThatIsUsed) {
+  folder_.write("set/train.txt", "zero\none\ntwo\nthree\nfour\nfive\n");
+  config_.train_file.clear();
+  config_.dataset_name = (folder_.path() / "set").string();
+  config_.dataset_split = "train[:4]";
+  config_.validation_split_percentage = 0.25;
+  const PreparedData data = prepared();
+  EXPECT_EQ(data.train.size(), 3);
+  ASSERT_EQ(data.validation->size(), 1);
+  for (const char* unused : {"four", "five"}) {
+    EXPECT_NE(small_tokenizer().decode(data.validation->input_ids(0), true), unused);
+  }
+}
+
 TEST_F(PrepareTest, EvaluationNeedsNoTrainingData) {
   config_.validation_file = config_.train_file;
   config_.train_file.clear();

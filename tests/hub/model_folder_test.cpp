@@ -53,6 +53,7 @@ class HubCache : public testing::Test {
     for (const char* name : {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"}) {
       environment_.clear(name);
     }
+    environment_.set("HF_HUB_OFFLINE", "1");
   }
 
   /// A snapshot of org/model in the hub cache `cache`.
@@ -136,6 +137,8 @@ TEST(ResolveModel, SaysWhatIsWrongWithAFolder) {
 }
 
 TEST(ResolveModel, RefusesNamesThatAreNothing) {
+  Environment environment;
+  environment.set("HF_HUB_OFFLINE", "1");
   expect_error([] { resolve_model({}); }, ExitCode::kUsage, "model_name_or_path is not set");
   for (const char* name : {"/absent/folder", "../absent", "./absent", "a/b/c", "a b", "org/../x", "org/", "a--b"}) {
     expect_error([&] { resolve_model(model_named(name)); }, ExitCode::kNoInput,
@@ -184,7 +187,7 @@ TEST_F(HubCache, NamesThePlacesThatItLookedAt) {
     expect_error([&] { resolve_model(given); }, code, fragment);
   };
   refuse(ExitCode::kNoInput, (folder_ / "cache/models--org--model/refs/main").string());
-  refuse(ExitCode::kNoInput, "hf download org/model");
+  refuse(ExitCode::kNoInput, "fill the cache with fettle download");
   add_snapshot("cache", "abc123", "main");
   fs::remove_all(folder_ / "cache/models--org--model/snapshots/abc123");
   refuse(ExitCode::kNoInput, "revision main is not in the hub cache");

@@ -10,10 +10,18 @@ export CLUSTER_DIR=${CLUSTER_DIR:-$PWD/.cluster} CLUSTER_NODES=${CLUSTER_NODES:-
 export CLUSTER_CACHE=${CLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/fettle-cluster}
 export FETTLE_BUILD=${FETTLE_BUILD:-$PWD/build/release} PYTHONDONTWRITEBYTECODE=1 FETTLE_FAULTS_JOBS=1
 
-# The operator alone, and what its init containers call: an nslookup that follows search domains.
+# The operator with an init container that the "restricted" level takes (docs/kubernetes.md), and what that one calls: an
+# nslookup that follows search domains.
 operator_images() {
   local container name root=$CLUSTER_DIR/operator
-  mkdir -p "$root/tmp"
+  mkdir -p "$root/tmp" "$root/etc/config"
+  cat >"$root/etc/config/initContainer.yaml" <<'YAML'
+- name: init-pytorch
+  image: {{.InitContainerImage}}
+  imagePullPolicy: IfNotPresent
+  securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+  command: [sh, -c, 'for i in $(seq {{.MaxTries}}); do nslookup {{.MasterAddr}} && exit; sleep 2; done; exit 1']
+YAML
   chmod 1777 "$root/tmp"
   cp "$CLUSTER_CACHE/bin/training-operator" "$root/manager"
   container=$(buildah from scratch)
