@@ -1,7 +1,7 @@
 # A thin front over CMake presets. `make help` lists the targets.
 JOBS ?= $(shell nproc)
 .DEFAULT_GOAL := build
-.PHONY: image test-chart test-cluster help setup build build-all dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
+.PHONY: image test-release test-chart test-cluster help setup build build-all dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,11 +20,14 @@ dev: setup ## build with AddressSanitizer and UndefinedBehaviorSanitizer into bu
 	@cmake --preset dev $(CMAKE_ARGS) >/dev/null
 	@cmake --build --preset dev -j $(JOBS)
 
-test: ## build and pass every test: unit tests (also under sanitizers), and the live comparison with transformers, peft and trl
+test: ## build and pass every test that needs no cluster: test-release and test-dev
+	@$(MAKE) --no-print-directory test-release
+	@$(MAKE) --no-print-directory test-dev
+
+test-release: ## unit tests, faults, and the live comparison with transformers, peft and trl
 	@tools/setup.sh test cuda
 	@$(MAKE) --no-print-directory build-all
 	@ctest --preset release -j $(JOBS) -LE nightly
-	@$(MAKE) --no-print-directory test-dev
 
 test-dev: dev ## the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@ctest --preset dev -j $(JOBS)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chart on a real cluster, with the image that deploy/Dockerfile makes.
 
+  image            its size, its user, what it must not hold, its bill of materials
   example          installed by Helm 3 and 4: trained, tested, copied out, loaded by PEFT; the time to the first step
   nodes            two pods (Indexed Job), and the same by PyTorchJob under the training-operator: the same bytes
   trainjob         accepted by the API server with Kubeflow Trainer's own definitions
@@ -36,6 +37,26 @@ before = base(ids).logits
 after = PeftModel.from_pretrained(base, sys.argv[2])(ids).logits
 assert torch.isfinite(after).all() and (after - before).abs().max() > 1e-3, "the adapter changes nothing"
 """
+
+
+def image(_workplace, summary, _):
+    """At most 600 MB; a numeric user, a read-only root; no compiler, no pip; a bill of materials that is SPDX."""
+    with release(**RUN) as run_:
+        def shell(script):
+            return run_.in_volume("sh", "-c", script).strip()
+        require(shell("id -u; id -g").split() == ["10001", "10001"], "the user")
+        require(shell("touch /here 2>&1 || true").endswith("Read-only file system"), "the root can be written to")
+        tools = shell("for tool in cc gcc g++ ld make cargo pip pip3 python3; do command -v $tool || true; done")
+        require(tools == "", f"the image holds {tools}")
+        size = int(shell("du --bytes --summarize --one-file-system / 2>/dev/null || true").split()[0])
+        require(size < 600e6, f"the image takes {size} bytes")
+        materials = json.loads(shell("cat /usr/local/share/doc/fettle/sbom.spdx.json"))
+        require(materials["spdxVersion"] == "SPDX-2.3" and materials["relationships"], materials["name"])
+        names = [package["name"] for package in materials["packages"]]
+        require({"fettle", "torch", "tokenizers", "libc6", "libcurl4"} <= set(names), names)
+        identifiers = [package["SPDXID"] for package in materials["packages"]]
+        require(len(set(identifiers)) == len(identifiers), "an SPDXID is there twice")
+        summary.count(f"image: {size / 1e6:.0f} MB, {len(names)} packages in its bill of materials")
 
 
 def peft_loads(adapter):
@@ -200,4 +221,4 @@ def copied(workplace, summary, _):
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main("cluster", [example, nodes, trainjob, admitted, gaudi, copied]))
+    sys.exit(harness.main("cluster", [image, example, nodes, trainjob, admitted, gaudi, copied]))
