@@ -153,9 +153,10 @@ void require_named_columns(const Record& first, const DataConfig& config, const 
   static const DataConfig usual;
   for (const auto& [option, member] : kColumns) {
     if (config.*member == usual.*member || find_column(first, config.*member) != nullptr) continue;
-    throw Error(ExitCode::kData,
-                fmt::format("{}: {} is '{}', and the record has: {}", place, option, config.*member, column_list(first)),
-                fmt::format("correct {}, or leave it out", option));
+    throw Error(
+        ExitCode::kData,
+        fmt::format("{}: {} is '{}', and the record has: {}", place, option, config.*member, column_list(first)),
+        fmt::format("correct {}, or leave it out", option));
   }
 }
 

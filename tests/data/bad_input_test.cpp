@@ -116,6 +116,16 @@ std::vector<BadInput> other_file_cases() {
   };
 }
 
+std::vector<BadInput> column_option_cases() {
+  return {
+      {"ColumnOption", "a.jsonl", R"({"instruction": "a", "output": "b"})", kData,
+       "output_column is 'answer', and the record has: 'instruction', 'output'; correct output_column",
+       [](auto& c) { c.output_column = "answer"; }},
+      {"ColumnOptionOfAnotherFormat", "a.jsonl", R"({"text": "a"})", kData, "instruction_column is 'question'",
+       [](auto& c) { c.instruction_column = "question"; }},
+  };
+}
+
 std::vector<BadInput> column_cases() {
   return {
       {"Columns", "a.jsonl", R"({"question": "a", "answer": "b"})", kData,
@@ -130,11 +140,6 @@ std::vector<BadInput> column_cases() {
        [](auto& c) { c.dataset_format = "alpaca"; }},
       {"FormatName", "a.jsonl", R"({"text": "a"})", kUsage, "dataset_format: 'alpca' is not known",
        [](auto& c) { c.dataset_format = "alpca"; }},
-      {"ColumnOption", "a.jsonl", R"({"instruction": "a", "output": "b"})", kData,
-       "output_column is 'answer', and the record has: 'instruction', 'output'; correct output_column",
-       [](auto& c) { c.output_column = "answer"; }},
-      {"ColumnOptionOfAnotherFormat", "a.jsonl", R"({"text": "a"})", kData, "instruction_column is 'question'",
-       [](auto& c) { c.instruction_column = "question"; }},
       {"LaterColumn", "a.jsonl", "{\"instruction\": \"a\", \"output\": \"b\"}\n{\"instruction\": \"a\"}", kData,
        "a.jsonl:2: column 'output' is missing"},
       {"NumberAsText", "a.jsonl", R"({"instruction": "a", "output": 3})", kData,
@@ -216,6 +221,7 @@ std::string name_of(const testing::TestParamInfo<BadInput>& info) {
 INSTANTIATE_TEST_SUITE_P(Json, BadInputTest, testing::ValuesIn(json_cases()), name_of);
 INSTANTIATE_TEST_SUITE_P(Files, BadInputTest, testing::ValuesIn(other_file_cases()), name_of);
 INSTANTIATE_TEST_SUITE_P(Columns, BadInputTest, testing::ValuesIn(column_cases()), name_of);
+INSTANTIATE_TEST_SUITE_P(ColumnOptions, BadInputTest, testing::ValuesIn(column_option_cases()), name_of);
 INSTANTIATE_TEST_SUITE_P(Messages, BadInputTest, testing::ValuesIn(message_cases()), name_of);
 
 }  // namespace
