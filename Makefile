@@ -35,6 +35,7 @@ test-dev: dev ## the unit tests under AddressSanitizer and UndefinedBehaviorSani
 test-chart: build ## the Helm chart without a cluster: lint, unit suites, schemas, invariants of every render, copy.sh
 	@tools/setup.sh chart
 	@tools/cluster/install.sh chart
+	@tools/cluster/install.sh manifests
 	@cd deploy/tests && python3 -m unittest discover --pattern '*_test.py'
 
 nightly: ## the long proofs: the real 135M model against TRL, WikiText-2 perplexity

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The image's bill of materials, SPDX 2.3 (spdx.github.io/spdx-spec/v2.3) as JSON, made of what is known where it is
-# known: sbom.sh sources, in the source folder, lists the Rust crates and Python wheels that the build locks;
-# sbom.sh image SOURCES, in the image, adds the Debian packages that are installed there.
+# known: sbom.sh sources REQUIREMENTS, in the source folder, lists the Rust crates and Python wheels that the build
+# locks; sbom.sh image SOURCES VERSION, in the image, adds the distribution's packages that are installed there.
 set -eu
 
 package() { # KIND NAME VERSION PURL
@@ -14,7 +14,7 @@ sources() {
   sed -n '/^name = /{s/.*"\(.*\)"/\1/;h;n;s/.*"\(.*\)"/\1/;H;x;s/\n/ /;p}' rust/Cargo.lock | while read -r name version; do
     package crate "$name" "$version" "pkg:cargo/$name@$version"
   done
-  sed -n 's/^\([A-Za-z0-9._-]*\)==\([^ ]*\).*/\1 \2/p' tools/requirements.txt | while read -r name version; do
+  sed -n 's/^\([A-Za-z0-9._-]*\)==\([^ ]*\).*/\1 \2/p' "$1" | while read -r name version; do
     package wheel "$name" "$version" "pkg:pypi/$name@$version"
   done
 }
@@ -31,13 +31,14 @@ image() {
   "packages": [
 JSON
   cat "$1"
+  distribution=$(. /etc/os-release && echo "$ID")
   # shellcheck disable=SC2016 # the format is dpkg's
   dpkg-query -W -f '${db:Status-Status} ${Package} ${Version} ${Architecture}\n' | while read -r status name version architecture; do
     [ "$status" = installed ] || continue
-    package deb "$name" "$version" "pkg:deb/debian/$name@$(printf %s "$version" | sed 's/+/%2B/g; s/:/%3A/g')?arch=$architecture"
+    package deb "$name" "$version" "pkg:deb/$distribution/$name@$(printf %s "$version" | sed 's/+/%2B/g; s/:/%3A/g')?arch=$architecture"
   done
   cat <<JSON
-    {"SPDXID": "SPDXRef-fettle", "name": "fettle", "versionInfo": "${FETTLE_VERSION:-0.1.0}", "downloadLocation": "NOASSERTION", "filesAnalyzed": false, "licenseDeclared": "Apache-2.0"}
+    {"SPDXID": "SPDXRef-fettle", "name": "fettle", "versionInfo": "$2", "downloadLocation": "NOASSERTION", "filesAnalyzed": false, "licenseDeclared": "Apache-2.0"}
   ],
   "relationships": [{"spdxElementId": "SPDXRef-DOCUMENT", "relationshipType": "DESCRIBES", "relatedSpdxElement": "SPDXRef-fettle"}]
 }
@@ -45,7 +46,7 @@ JSON
 }
 
 case ${1:-} in
-  sources) sources ;;
-  image) image "$2" ;;
-  *) sed -n '2,4s/^# //p' "$0" >&2; exit 2 ;;
+  sources) sources "$2" ;;
+  image) image "$2" "$3" ;;
+  *) sed -n '2,5s/^# //p' "$0" >&2; exit 2 ;;
 esac

@@ -15,7 +15,8 @@ engine() {
   fi
 }
 
-read -ra build <<<"${IMAGE_ENGINE:-$(engine)}"
+chosen=${IMAGE_ENGINE:-$(engine)}
+read -ra build <<<"$chosen"
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 exec "${build[@]}" --file deploy/Dockerfile --target "$target" --tag "$tag" \
   --build-arg VERSION="$(sed -n 's/^project(fettle VERSION \([^ ]*\).*/\1/p' CMakeLists.txt)" --build-arg REVISION="$revision" "$@" .

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -51,7 +52,8 @@ int download(const Arguments& arguments) {
   const bool is_export = !output.empty();
   if (is_export) data::require_export_format(output);
   {
-    const hub::RefreshScope refresh;
+    std::optional<hub::RefreshScope> refresh;
+    if (config->preprocess.refresh) refresh.emplace();
     fetch_models(config->model);
     const config::DataConfig& data = config->data;
     const bool has_records = !data.dataset_name.empty() || !data.train_file.empty() || !data.validation_file.empty();

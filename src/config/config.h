@@ -148,6 +148,7 @@ struct GenerationConfig {
 struct PreprocessConfig {
   std::string output;           ///< JSONL file with text, input_ids, labels; or the records, as .json, .jsonl, .csv
   int64_t preview_samples = 3;  ///< records shown in colour on a terminal
+  bool refresh = true;          ///< `fettle download`: ask whether a branch has moved on
 };
 
 /// The machine.

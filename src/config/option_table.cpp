@@ -204,6 +204,12 @@ std::vector<Option> preprocess_options() {
        .help = "Documents shown on a terminal with their target text in colour.",
        .commands = kPreprocess,
        .range = at_least(0)},
+      {.name = "refresh",
+       .slot = slot<&PreprocessConfig::refresh>,
+       .help =
+           "Ask the hub for a branch's newest commit; false: what the cache holds whole is taken as it is, so that a "
+           "run which is started again finds the model that it began with.",
+       .commands = kDownload},
   };
 }
 

@@ -19,6 +19,7 @@
 #include "train/memory_plan.h"
 #include "train/memory_remedies.h"
 #include "train/output_folder.h"
+#include "train/ranks.h"
 #include "train/save.h"
 #include "train/steps.h"
 #include "train/training_inputs.h"
@@ -164,7 +165,8 @@ void check(const config::Config& given, const dist::Launch& launch) {
   if (!config.training.do_train) return;
   const data::TokenDataset& records = inputs.data.train;
   print_records("train", records);
-  const StartingPoint start = find_starting_point(config, run_identity(config, records.fingerprint()));
+  const StartingPoint start =
+      find_starting_point(config, run_identity(config, records.fingerprint(), weights_fingerprint(source)));
   print_start(config, start);
   if (start.finished) return;
   const int64_t trained = trained_weights(inputs, start);

@@ -340,7 +340,7 @@ void FineTuning::require_same_on_all_ranks() const {
     group_->require_same("the configuration", identity_.at(part).dump());
   group_->require_same("the training records", identity_.at("dataset").get<std::string>());
   require_same_validation();
-  if (group_->size() > 1) group_->require_same("the base model", weights_fingerprint(inputs_.base.open_weights()));
+  group_->require_same("the base model", identity_.at("model").get<std::string>());
 }
 
 /// A step keeps the micro-batches that the run began with: on another number of ranks, each takes more or fewer.
@@ -392,7 +392,7 @@ void FineTuning::run() {
 }
 
 void FineTuning::run_in_folder() {
-  identity_ = run_identity(config_, data_.train.fingerprint());
+  identity_ = run_identity(config_, data_.train.fingerprint(), weights_fingerprint(inputs_.base.open_weights()));
   require_same_on_all_ranks();
   std::optional<FolderLock> lock;  // a new folder gets one when it is made
   if (is_main() && holds_run(output_dir_)) lock.emplace(output_dir_);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// What a run is doing, over HTTP.
-///   GET /metrics   Prometheus text format: step, loss, learning rate, gradient norm, tokens, MFU, memory, ETA, last
-///   save GET /healthz   {"status": "ok", "doing": "step (step 120)"}: the process lives. One that hangs is the
-///   watchdog's
-///                  business (base/watchdog.h), which knows what each part of a run may take.
+///
+/// GET /metrics: Prometheus' text format: step, loss, learning rate, gradient norm, tokens, MFU, memory, ETA, last
+/// save.
+///
+/// GET /healthz: {"status": "ok", "doing": "step (step 120)"}: the process lives. One that hangs is the watchdog's
+/// business (base/watchdog.h), which knows what each part of a run may take.
 #pragma once
 
 #include <cstdint>

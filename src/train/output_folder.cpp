@@ -88,6 +88,9 @@ std::vector<std::string> explain_difference(const nlohmann::json& stored, const 
     found.insert(found.end(), data.begin(), data.end());
     if (data.empty()) found.emplace_back("the training records or the tokenizer");
   }
+  // A branch of the hub may have moved on, and a folder been replaced. Older versions noted no weights.
+  const bool has_weights = stored.is_object() && stored.contains("model") && current.contains("model");
+  if (has_weights && stored["model"] != current["model"]) found.emplace_back("the base model's weights");
   return found;
 }
 
@@ -295,7 +298,8 @@ bool holds_own_checkpoint(const fs::path& folder, const nlohmann::json& identity
 
 }  // namespace
 
-nlohmann::json run_identity(const config::Config& config, const std::string& dataset_fingerprint) {
+nlohmann::json run_identity(const config::Config& config, const std::string& dataset_fingerprint,
+                            const std::string& model_fingerprint) {
   nlohmann::json options = nlohmann::json::object();
   nlohmann::json data_options = nlohmann::json::object();
   const nlohmann::ordered_json all = config::to_json(config);
@@ -306,7 +310,9 @@ nlohmann::json run_identity(const config::Config& config, const std::string& dat
     if (free_options().contains(name) && !(evaluation && is_adaptive(config.training))) continue;
     (counts_through_dataset(name) ? data_options : options)[name] = value;
   }
-  return {{"options", options}, {"data_options", data_options}, {"dataset", dataset_fingerprint}};
+  nlohmann::json identity = {{"options", options}, {"data_options", data_options}, {"dataset", dataset_fingerprint}};
+  if (!model_fingerprint.empty()) identity["model"] = model_fingerprint;
+  return identity;
 }
 
 void require_same_run(const nlohmann::json& stored, const nlohmann::json& current, const fs::path& place) {

@@ -16,10 +16,12 @@ namespace fettle::train {
 inline constexpr const char* kRunFile = "run.json";
 
 /// What makes two runs the same run: every training option that changes the mathematics, and the data.
-///   {"options": {name: value}, "data_options": {…}, "dataset": fingerprint}
+///   {"options": {name: value}, "data_options": {…}, "dataset": fingerprint, "model": fingerprint of the base's
+///   weights}
 /// Options that only say how fast, how often or where (threads, logging, saving, paths of caches) are left out. The
 /// data's options count through the fingerprint; they are kept to explain a difference.
-nlohmann::json run_identity(const config::Config& config, const std::string& dataset_fingerprint);
+nlohmann::json run_identity(const config::Config& config, const std::string& dataset_fingerprint,
+                            const std::string& model_fingerprint = {});
 
 /// Throws Error{kConfig} naming the options that differ, with both values; `place` is where `stored` was found.
 void require_same_run(const nlohmann::json& stored, const nlohmann::json& current, const std::filesystem::path& place);

@@ -206,9 +206,8 @@ std::vector<TimedEvent> events_of(const torch::autograd::profiler::ProfilerResul
   return events;
 }
 
-/// Kineto only logs that it could not write.
-/// Kineto writes a file beside it first, and leaves that one where the disk is full: what is left of a trace must not
-/// take the room of a checkpoint.
+/// Kineto only logs that it could not write. It writes a file beside it first, and leaves that one where the disk is
+/// full: what is left of a trace must not take the room of a checkpoint.
 void save_trace(torch::autograd::profiler::ProfilerResult& result, const std::filesystem::path& file) {
   std::filesystem::remove(file);
   result.save(file);

@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/termination_message.h"
+#include "base/watchdog.h"
 #include "device/device.h"
 #include "hub/checksums.h"
 #include "hub/json.h"
@@ -67,6 +68,7 @@ void write_results(const config::Config& config, const TrainingState& state, con
   const std::filesystem::path folder = config.output.output_dir;
   write_file(folder / "README.md", model_card(config, results));
   write_file(folder / "all_results.json", results.dump(2) + '\n');
+  const SectionMark hashing(Section::kSave, hub::kChecksumFile);
   hub::write_checksums(folder, result_files(folder));
 }
 
@@ -74,6 +76,8 @@ void announce_result(const config::Config& config) {
   const bool adapter = config.lora.use_peft;
   const std::string folder = config.output.output_dir;
   std::string model = "--model_name_or_path=" + (adapter ? config.model.model_name_or_path : folder);
+  if (adapter && config.model.model_revision != "main") model += " --model_revision=" + config.model.model_revision;
+  if (!config.model.cache_dir.empty()) model += " --cache_dir=" + config.model.cache_dir;
   if (adapter) model += " --adapter_name_or_path=" + folder;
   if (adapter && !config.model.tokenizer_name.empty()) model += " --tokenizer_name=" + config.model.tokenizer_name;
   if (adapter) model += quantization_arguments(config.model);

@@ -5,6 +5,7 @@
   hub              model and records from a hub, with a right, a wrong and no token
   mistakes         a column, a layer's name, a path: the Job fails once, and says why where `kubectl describe` shows it
   interrupted      a pod deleted, a node drained, a process killed for memory: the adapter of a run that was not, to the byte
+  several          one of two pods killed
   full             no room on the volume: a clear failure, the checkpoint before it intact, and the run goes on with room
 """
 
@@ -156,12 +157,29 @@ def interrupted(workplace, summary, _):
             summary.count(f"{interrupt.__name__.replace('_', ' ')}: resumed, the same bytes")
 
 
+def several(workplace, summary, _):
+    """One of two pods is killed without a warning: both come again, from the same checkpoint, to the same bytes."""
+    two = LONG | {"nodes": 2, "resources.cpu": "300m", "config.max_steps": 60, "config.peer_timeout": 5}
+    with release(**two) as run_:
+        expected = run_.result(workplace.new("two"), seconds=400)
+    with release(**two) as run_:
+        run_.wait_for_step(25)
+        victim = [pod for pod in run_.namespace.pods() if pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] == "1"]
+        run_.namespace.kubectl("delete", "pod", victim[0]["metadata"]["name"], "--grace-period=0", "--force")
+        output = run_.result(workplace.new("two"), seconds=400)
+        require("resuming from" in run_.log(), f"it did not resume\n{run_.log()[-2000:]}")
+        difference = harness.differences(expected, output)
+        require(not difference, f"the result differs: {difference}")
+        summary.count("one of two pods killed: resumed, the same bytes")
+
+
 def full(workplace, summary, _):
     """A volume of a few megabytes: exit code 74, earlier checkpoints whole; with room, the same run goes on."""
     expected = reference(workplace)
     with Namespace() as namespace:
         volume = small_volume(namespace)
-        run_ = kube.Release(namespace, **LONG | {"storage.existingClaim": volume, "backoffLimit": 0})
+        run_ = kube.Release(namespace, **LONG | {"storage.existingClaim": volume, "backoffLimit": 0,
+                                         "config.output_dir": "/data/output"})
         run_.wait_for_step(15)
         run_.in_volume("sh", "-c", "head -c 1G /dev/zero > /data/filler || true", expect=0)
         run_.wait("Failed")
@@ -203,4 +221,4 @@ def run_in_node(node, *command):
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main("cluster faults", [late, mistakes, hub, interrupted, full]))
+    sys.exit(harness.main("cluster faults", [late, mistakes, hub, interrupted, several, full]))

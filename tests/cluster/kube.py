@@ -24,7 +24,7 @@ CHART = ROOT / "deploy/chart"
 VALUES = ROOT / "deploy/values"
 COPY = ROOT / "deploy/copy.sh"
 IMAGE = {"image.repository": "localhost/fettle", "image.tag": "test"}
-HOST = "10.241.0.254"  # this machine, as pods see it: the end of the cluster's bridge
+HOST = os.environ.get("CLUSTER_NET", "10.241") + ".0.254"  # this machine, as pods see it: the end of the cluster's bridge
 POLL = 0.3
 
 

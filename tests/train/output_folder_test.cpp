@@ -67,6 +67,7 @@ TEST(RunIdentity, CountsOnlyWhatChangesTheTraining) {
   config.training.learning_rate = 1e-3;
   EXPECT_NE(run_identity(config, "data"), identity);
   EXPECT_NE(run_identity(some_config("out"), "other data"), identity);
+  EXPECT_NE(run_identity(some_config("out"), "data", "weights"), identity);
 }
 
 TEST(TemplateDate, IsTheOneThatTheRunToContinueNoted) {
@@ -112,6 +113,20 @@ TEST(RequireSameRun, NamesWhatDiffersWithBothValues) {
     EXPECT_EQ(error.code(), ExitCode::kConfig);
     EXPECT_THAT(error.what(), testing::HasSubstr("seed (42 there, 43 here)"));
     EXPECT_THAT(error.what(), testing::HasSubstr("completion_only_loss (true there, false here)"));
+  }
+}
+
+TEST(RequireSameRun, KnowsOtherWeightsUnderTheSameName) {
+  const config::Config config = some_config("out");
+  const nlohmann::json stored = run_identity(config, "data", "weights");
+  EXPECT_NO_THROW(require_same_run(stored, run_identity(config, "data", "weights"), "out"));
+  EXPECT_NO_THROW(require_same_run(run_identity(config, "data"), stored, "out")) << "of an older version";
+  try {
+    require_same_run(stored, run_identity(config, "data", "other weights"), "out");
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kConfig);
+    EXPECT_THAT(error.what(), testing::HasSubstr("the base model's weights"));
   }
 }
 

@@ -2,7 +2,8 @@
 # Builds what the cluster and the chart's tests need, from the Go modules of its makers, into $CLUSTER_CACHE/bin:
 #   install.sh cluster    Debian's containerd and runc, Kubernetes in one binary, CoreDNS, the pause image
 #   install.sh chart      helm3 helm4 untt (helm-unittest) kubeconform
-#   install.sh operators  training-operator, and the manifests of it and of Kubeflow Trainer
+#   install.sh manifests  those of training-operator and of Kubeflow Trainer
+#   install.sh operators  the same, and training-operator
 # Quick when all of it is there.
 set -euo pipefail
 
@@ -13,6 +14,7 @@ manifests=$CLUSTER_CACHE/manifests
 export CGO_ENABLED=0 GOFLAGS=
 mkdir -p "$bin" "$manifests"
 
+operator=github.com/kubeflow/training-operator@v1.8.1
 packages=(containerd runc containernetworking-plugins iptables conntrack socat iproute2 util-linux openssl gcc libc6-dev)
 
 log() { echo "install.sh: $*" >&2; }
@@ -121,15 +123,20 @@ chart_tools() {
   build_module kubeconform github.com/yannh/kubeconform@v0.8.0 ./cmd/kubeconform
 }
 
-operators() {
-  build_module training-operator github.com/kubeflow/training-operator@v1.8.1 ./cmd/training-operator.v1
-  copy_manifests training-operator github.com/kubeflow/training-operator@v1.8.1
+manifests() {
+  copy_manifests training-operator $operator
   copy_manifests trainer github.com/kubeflow/trainer/v2@v2.0.0
+}
+
+operators() {
+  manifests
+  build_module training-operator $operator ./cmd/training-operator.v1
 }
 
 case ${1:-} in
   cluster) cluster ;;
   chart) chart_tools ;;
+  manifests) manifests ;;
   operators) operators ;;
   *) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac

@@ -2,7 +2,7 @@
 # The chart's tests on a real cluster: builds what they need, brings up two nodes with eight cards each, loads the image,
 # runs tests/cluster/*_test.py (or those named), takes the cluster down.
 #   test.sh [FILE [CASE...]]    e.g. test.sh tests/cluster/faults_test.py late
-# KEEP=1 leaves the cluster up, and uses one that is up.
+# KEEP=1 leaves the cluster up, and uses one that is up; the image is built and loaded anew all the same.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tools=tools/cluster
@@ -40,13 +40,17 @@ YAML
 
 mkdir -p "$CLUSTER_DIR"
 for part in chart cluster operators; do "$tools/install.sh" "$part"; done
-if [[ ! -d $CLUSTER_DIR/state ]]; then
-  "$tools/image.sh" "$CLUSTER_DIR/fettle.tar"
-  operator_images
-  [[ -n ${KEEP:-} ]] || trap '"$tools/cluster.sh" down' EXIT
-  "$tools/cluster.sh" up
-  "$tools/cluster.sh" load-image "$CLUSTER_DIR"/{fettle,training-operator,training-operator-init}.tar
+"$tools/image.sh" "$CLUSTER_DIR/fettle.tar"
+if [[ -z ${KEEP:-} ]]; then
+  "$tools/cluster.sh" down  # what an earlier run left
+  trap '"$tools/cluster.sh" down' EXIT
 fi
+if [[ ! -d $CLUSTER_DIR/state ]]; then
+  operator_images
+  "$tools/cluster.sh" up
+  "$tools/cluster.sh" load-image "$CLUSTER_DIR"/{training-operator,training-operator-init}.tar >/dev/null
+fi
+"$tools/cluster.sh" load-image "$CLUSTER_DIR/fettle.tar" >/dev/null
 eval "$("$tools/cluster.sh" env)"
 if (($#)); then
   .venv-test/bin/python "$@"
