@@ -4,12 +4,14 @@
 import hashlib
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
 import time
 
 import pytest
+from conftest import find_program
 from hub_support import TOKEN, Client, client, hub, hub_server  # noqa: F401
 
 NAME = "org/model"
@@ -323,6 +325,21 @@ def test_progress_is_a_line_every_few_seconds(hub, client):
     assert f"downloading {NAME}: 3.1 MB" in done.err
     assert f"{NAME}: " in done.err and " left" in done.err and "\r" not in done.err
     assert f"downloaded {NAME}: 3.1 MB in" in done.err
+
+
+def test_a_terminal_that_goes_away_ends_no_download(hub, client):
+    hub.add(NAME, model(3 * MEGABYTE))
+    hub.misbehave("/lfs/", bytes_per_second=600_000)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([find_program("fettle"), "download", f"--model_name_or_path={NAME}"], stderr=theirs,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=client.environment)
+    os.close(theirs)
+    seen = b""
+    while b"\x1b[K" not in seen:  # the line that is drawn anew
+        seen += os.read(ours, 1000)
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert weights(client) == blob_of(3 * MEGABYTE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
