@@ -45,7 +45,7 @@ std::optional<Snapshot> from_cache(const CachedRepository& cached, const Snapsho
   }
   Listing files = cached.list_snapshot(*commit);
   if (!request.is_complete(cached.snapshot(*commit), files)) return std::nullopt;
-  return Snapshot{cached.snapshot(*commit), *commit, std::move(files)};
+  return Snapshot{cached.snapshot(*commit), *commit, std::move(files), /*is_listed=*/false};
 }
 
 /// With HF_HUB_OFFLINE a snapshot that nobody has listed is taken too: what it lacks will be named by who needs it.
@@ -54,7 +54,7 @@ Snapshot without_network(const CachedRepository& cached, const SnapshotRequest& 
   const Repository& repository = request.repository;
   const auto commit = cached.find_commit(repository.revision);
   if (commit && !cached.find_listing(*commit)) {
-    return {cached.snapshot(*commit), *commit, cached.list_snapshot(*commit)};
+    return {cached.snapshot(*commit), *commit, cached.list_snapshot(*commit), /*is_listed=*/false};
   }
   const std::string state =
       commit

@@ -129,6 +129,15 @@ configs:
 # Stories
 """
 
+SOME_SHARDS = b"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-0000[01]-of-00004.jsonl
+---
+"""
+
 LAYOUTS = {
     "shards": ({"data/train-00001-of-00002.jsonl": lines_of(records(3, "second")),
                 "data/train-00000-of-00002.jsonl": lines_of(records(3, "first")),
@@ -143,6 +152,8 @@ LAYOUTS = {
               "long/held.jsonl": lines_of(records(2, "held"))}, []),
     "card, by name": ({"README.md": README, "short/a.jsonl": lines_of(records(4, "short")),
                        "long/part-0.jsonl": lines_of(records(2))}, ["short"]),
+    "card of some shards": ({"README.md": SOME_SHARDS} | {
+        f"data/train-0000{i}-of-00004.jsonl": lines_of(records(2, f"shard {i}")) for i in range(4)}, []),
 }
 
 
