@@ -55,23 +55,6 @@ std::pair<int64_t, int64_t> read_content_range(const std::string& text) {
   return {first, size};
 }
 
-/// The disk must have room for what is missing, on each of the file systems.
-void require_room(const std::vector<WantedFile>& files) {
-  std::map<fs::path, int64_t> missing;
-  for (const WantedFile& file : files) {
-    missing[file.target.parent_path()] += PartialFile::missing_bytes(file.target, file.size);
-  }
-  for (const auto& [folder, bytes] : missing) {
-    std::error_code failure;
-    const fs::space_info space = fs::space(folder, failure);
-    if (failure || static_cast<double>(space.available) >= static_cast<double>(bytes)) continue;
-    throw Error(ExitCode::kIo,
-                fmt::format("{} are to be downloaded to {}, and {} are free there", bytes_text(bytes), folder.string(),
-                            bytes_text(static_cast<int64_t>(space.available))),
-                "make room, or set cache_dir or HF_HOME to a larger disk");
-  }
-}
-
 class Transfer {
  public:
   Transfer(const std::vector<WantedFile>& files, const std::string& what, const Refusal& refusal) : refusal_(refusal) {
@@ -283,6 +266,22 @@ class Transfer {
 };
 
 }  // namespace
+
+void require_room(const std::vector<WantedFile>& files) {
+  std::map<fs::path, int64_t> missing;
+  for (const WantedFile& file : files) {
+    missing[file.target.parent_path()] += PartialFile::missing_bytes(file.target, file.size);
+  }
+  for (const auto& [folder, bytes] : missing) {
+    std::error_code failure;
+    const fs::space_info space = fs::space(folder, failure);
+    if (failure || static_cast<double>(space.available) >= static_cast<double>(bytes)) continue;
+    throw Error(ExitCode::kIo,
+                fmt::format("{} are to be downloaded to {}, and {} are free there", bytes_text(bytes), folder.string(),
+                            bytes_text(static_cast<int64_t>(space.available))),
+                "make room, or set cache_dir or HF_HOME to a larger disk");
+  }
+}
 
 void transfer(const std::vector<WantedFile>& files, const std::string& what, const Refusal& refusal) {
   if (!files.empty()) Transfer(files, what, refusal).run();

@@ -25,10 +25,15 @@ struct WantedFile {
 /// What an answer means that is neither a success nor worth another attempt.
 using Refusal = std::function<Error(const HttpResponse& response, const WantedFile& file)>;
 
+/// Throws Error{kIo} if the disk lacks room for what is missing of the files, on any of the file systems.
+void require_room(const std::vector<WantedFile>& files);
+
 /// Fetches the files by at most eight connections, and continues what an earlier process began. A file is at its target
 /// only when its size and digest are right. `what` names the whole in the progress on standard error. Throws
 /// Error{kIo} before it begins if the disk has no room, {kUnavailable} where the network or the server fails in every
 /// attempt or gives other bytes twice, what `refusal` makes, and {kPreempted} after a stop signal.
+///
+/// Each file takes two descriptors until it is there: fetch hundreds in rounds, after require_room for all.
 ///
 /// Wrong bytes are kUnavailable and not kData: nothing of the user's is wrong, a proxy or a mirror spoilt them on the
 /// way, and the same command may succeed later.

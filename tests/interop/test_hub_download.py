@@ -103,6 +103,18 @@ def test_takes_the_shards_of_an_index(hub, client):
                      "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
 
 
+def test_hundreds_of_files_need_no_hundreds_of_descriptors(hub, client):
+    files = {"config.json": TINY, "model.safetensors": blob_of(20_000)}
+    files |= {f"additional_chat_templates/{i}.jinja": b"%d" % i for i in range(300)}
+    hub.add(NAME, files)
+    done = client.finish(subprocess.Popen(
+        ["sh", "-c", "ulimit -n 256 && exec \"$@\"", "sh", find_program("fettle"), "download", f"--model_name_or_path={NAME}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=client.environment))
+    assert "(files 65-128 of 302)" in done.err
+    assert len(list((client.snapshot(NAME) / "additional_chat_templates").iterdir())) == 300
+    assert leftovers(client) == []
+
+
 def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, client):
     repository = hub.add(NAME, model())
     commit = repository.commit(model(seed=5), branch="refs/pr/1")
