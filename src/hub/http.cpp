@@ -101,7 +101,7 @@ size_t take_header(char* data, size_t, size_t size, void* context) {
   auto& exchange = *static_cast<Exchange*>(context);
   const std::string_view line(data, size);
   if (line.starts_with("HTTP/")) {  // also after 100 Continue and a proxy's answer
-    exchange.response = {};
+    exchange.response = {.origin = exchange.response.origin};
     const size_t space = line.find(' ');
     if (space != std::string_view::npos) {
       const std::string_view code = line.substr(space + 1);
@@ -228,7 +228,7 @@ void set_options(CURL* curl, Exchange& exchange) {
 
 /// One request without redirects.
 HttpResponse exchange_once(CURL* curl, const HttpRequest& request, const std::string& url, const std::string& token) {
-  Exchange exchange{&request, {}, nullptr};
+  Exchange exchange{&request, {.origin = origin_of(url)}, nullptr};
   set_options(curl, exchange);
   const HeaderList lines = header_lines(token);
   curl_easy_setopt(curl, CURLOPT_URL, url.c_str());
@@ -319,8 +319,7 @@ HttpResponse get_with_retries(HttpClient& client, const HttpRequest& request) {
     try {
       HttpResponse response = client.get(request);
       if (!is_passing(response.status) ||
-          !retries.again(fmt::format("{} answers {}", origin_of(request.url), response.status),
-                         retry_after(response))) {
+          !retries.again(fmt::format("{} answers {}", response.origin, response.status), retry_after(response))) {
         return response;
       }
     } catch (const HttpFailure& failure) {

@@ -19,8 +19,9 @@ namespace fettle::hub {
 
 struct HttpResponse {
   int64_t status = 0;
-  std::map<std::string, std::string> headers;  ///< names in lower case
-  std::string body;                            ///< empty where a sink took it
+  std::map<std::string, std::string> headers = {};  ///< names in lower case
+  std::string body = {};                            ///< empty where a sink took it
+  std::string origin = {};                          ///< of whoever answers, redirects followed
 
   /// A header's value, empty without one.
   [[nodiscard]] const std::string& header(const std::string& name) const;

@@ -193,9 +193,20 @@ Error HubApi::refused_token(bool is_gated) const {
       "make a new token that may read this repository, or unset it if the repository is public"};
 }
 
+/// The token never went there, so it is not what is wrong: a proxy or a network policy lets nobody through to the hub's
+/// store of files, or a signature has run out.
+Error HubApi::refused_elsewhere(const HttpResponse& response) const {
+  return {ExitCode::kUnavailable,
+          fmt::format("{}: {}, to which the hub redirects, answers {}", subject(), response.origin, response.status),
+          "allow that host in the proxy or network policy, or try again"};
+}
+
 Error HubApi::refusal(const HttpResponse& response, const std::string& file) const {
   const std::string& code = response.header("x-error-code");
   const std::string& endpoint = settings_.endpoint;
+  const bool is_elsewhere = response.origin != origin_of(endpoint);
+  const bool is_refused = response.status == 401 || response.status == 403;
+  if (is_refused && is_elsewhere) return refused_elsewhere(response);
   if (code == "GatedRepo") return refused_token(/*is_gated=*/true);
   if (code == "RevisionNotFound") {
     return {ExitCode::kNoInput, fmt::format("{} has no revision {}", subject(), quote(repository_.revision)),
@@ -205,7 +216,7 @@ Error HubApi::refusal(const HttpResponse& response, const std::string& file) con
     return {ExitCode::kNoInput, fmt::format("{} has no file {} at revision {}", subject(), file, repository_.revision),
             fmt::format("see its files at {}", page())};
   }
-  if (response.status == 401 || response.status == 403) return refused_token(/*is_gated=*/false);
+  if (is_refused) return refused_token(/*is_gated=*/false);
   if (response.status == 404) {
     return {ExitCode::kNoInput,
             fmt::format("{} is neither a local folder nor a repository on {}", subject(), shown_url(endpoint)),
@@ -217,8 +228,8 @@ Error HubApi::refusal(const HttpResponse& response, const std::string& file) con
   }
   const std::string& message = response.header("x-error-message");
   return {ExitCode::kUnavailable,
-          fmt::format("{}: {} answers {}{}", subject(), shown_url(endpoint), response.status,
-                      message.empty() ? "" : " " + quote(message)),
+          fmt::format("{}: {} answers {}{}", subject(), is_elsewhere ? response.origin : shown_url(endpoint),
+                      response.status, message.empty() ? "" : " " + quote(message)),
           "try again later; see the hub's status page"};
 }
 

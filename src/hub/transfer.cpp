@@ -215,7 +215,7 @@ class Transfer {
       } else {
         last = refusal_(response, file);
         if (!is_passing(response.status)) throw Error(last);
-        what = fmt::format("{}: {} answers {}", file.name, origin_of(request.url), response.status);
+        what = fmt::format("{}: {} answers {}", file.name, response.origin, response.status);
         asked = retry_after(response);
       }
     } catch (const HttpFailure& failure) {

@@ -147,6 +147,13 @@ def test_a_refused_token(hub, client):
     refused(client, 77, "refuses the token in HF_TOKEN", HF_TOKEN=TOKEN)
 
 
+def test_another_host_that_refuses_says_nothing_about_the_token(hub, client):
+    hub.add(NAME, model(), private_to=[TOKEN])
+    hub.misbehave("/lfs/", status=403)
+    refused(client, 69, f"{hub.cdn}, to which the hub redirects, answers 403", "allow that host in the proxy",
+            HF_TOKEN=TOKEN)
+
+
 def test_a_private_repository(hub, client):
     hub.add(NAME, model(), private_to=[TOKEN])
     refused(client, 77, "no token is given")
