@@ -288,14 +288,14 @@ int64_t HttpResponse::content_length() const {
   return failure == std::errc() && end == text.data() + text.size() ? value : -1;
 }
 
-bool Retries::again(std::string_view what, std::optional<double> asked) {
+bool Retries::again(std::string_view what, std::optional<double> asked, const std::function<bool()>& is_over) {
   if (++failures_ >= kAttempts) return false;
   static thread_local std::mt19937 random{std::random_device()()};
   const double whole = std::min(kLongestPause, environment_seconds("FETTLE_HUB_RETRY_DELAY", 1) * (1 << failures_) / 2);
   const double pause = asked.value_or(whole * std::uniform_real_distribution<>(0.5, 1.0)(random));
   log::warning("{}; trying again in {:.1f} s", what, pause);
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(pause);
-  while (std::chrono::steady_clock::now() < end) {
+  while (std::chrono::steady_clock::now() < end && !(is_over && is_over())) {
     check_stop_signal();
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }

@@ -224,7 +224,8 @@ class Transfer {
       last = Error(ExitCode::kUnavailable, what, failure.hint());
       if (!failure.may_pass()) throw Error(last);
     }
-    if (!retries.again(what, asked)) throw Error(last);
+    // A failure of another connection is certain by now, whatever this one's server asks to wait.
+    if (!retries.again(what, asked, [this] { return has_failed_.load(); })) throw Error(last);
   }
 
   static void check_range(const HttpResponse& head, int64_t first, const WantedFile& file) {

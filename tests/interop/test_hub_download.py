@@ -299,6 +299,15 @@ def test_server_errors_in_a_transfer(hub, client):
     assert weights(client) == blob_of(3 * MEGABYTE)
 
 
+def test_a_certain_error_waits_for_no_other_connection(hub, client):
+    hub.add(NAME, model())
+    hub.misbehave("/lfs/", status=429, headers={"Retry-After": "60"})
+    hub.misbehave("resolve/.*/tokenizer.json", status=404)
+    began = time.monotonic()
+    refused(client, 66, "has no file tokenizer.json")
+    assert time.monotonic() - began < 30
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Resuming, and several processes
 
