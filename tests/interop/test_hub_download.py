@@ -275,6 +275,18 @@ def test_a_server_without_ranges(hub, client):
     assert "ignores ranges" in done.err
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_server_that_ignores_some_ranges(hub, client, times):
+    size = 8 * MEGABYTE
+    hub.add(NAME, model(size))
+    hub.misbehave("/lfs/", ignore_range=True, times=times)
+    hub.misbehave("/lfs/", bytes_per_second=2_000_000)  # the others are at their pieces meanwhile
+    done = download(client)
+    assert weights(client) == blob_of(size) and leftovers(client) == []
+    assert "fetching them again" not in done.err
+    assert f"downloaded {NAME}: 8.4 MB in" in done.err  # only where the sum of what came is right at the end
+
+
 def test_wrong_bytes_are_fetched_again_and_then_refused(hub, client):
     hub.add(NAME, model())
     hub.misbehave("/lfs/", wrong_bytes=True, times=1)
