@@ -57,6 +57,18 @@ std::pair<int64_t, int64_t> read_content_range(const std::string& text) {
   return {first, size};
 }
 
+/// Whether an answer tells, by its size or ETag, that a file without a digest is another one than was looked at.
+bool is_other_version(const HttpResponse& head, const WantedFile& file) {
+  if (!file.digest.empty()) return false;
+  if (head.status == 416) return true;  // shorter than where we are
+  if (head.status != 200 && head.status != 206) return false;
+  const std::string& etag = head.header("etag");
+  if (!etag.empty() && !file.etag.empty() && etag != file.etag) return true;
+  const int64_t size =
+      head.status == 200 ? head.content_length() : read_content_range(head.header("content-range")).second;
+  return size >= 0 && size != file.size;
+}
+
 class Transfer {
  public:
   Transfer(const std::vector<WantedFile>& files, const std::string& what, const Refusal& refusal) : refusal_(refusal) {
@@ -87,7 +99,7 @@ class Transfer {
     progress_.reset();
     if (!failure_) return;
     for (const auto& job : jobs_) {  // nothing to resume: the room that was reserved is given back
-      if (job->pieces_left > 0 && job->partial.done_bytes() == 0) job->partial.discard();
+      if (job->pieces_left > 0 && (has_changed_ || job->partial.done_bytes() == 0)) job->partial.discard();
     }
     std::rethrow_exception(failure_);
   }
@@ -163,6 +175,7 @@ class Transfer {
       request.sink = [&](const HttpResponse& head, std::string_view bytes) {
         is_ignored = head.status != 206 && request.first >= 0;
         if (is_ignored || is_over(job)) return false;
+        require_same(head, job.file);
         if (head.status == 206) check_range(head, request.first, job.file);
         const auto lacking = static_cast<size_t>(span.end - span.first - job.partial.done(piece.index));
         const bool is_more = bytes.size() > lacking;
@@ -191,8 +204,9 @@ class Transfer {
       progress_->add(-offset);
       offset = 0;
       HttpRequest request{job.file.url, job.file.token};
-      request.sink = [&](const HttpResponse&, std::string_view bytes) {
+      request.sink = [&](const HttpResponse& head, std::string_view bytes) {
         if (has_failed_) return false;
+        require_same(head, job.file);
         const auto lacking = static_cast<size_t>(job.file.size - offset);
         const bool is_more = bytes.size() > lacking;
         bytes = bytes.substr(0, lacking);
@@ -224,6 +238,7 @@ class Transfer {
     Error last(ExitCode::kUnavailable, "");
     try {
       const HttpResponse response = client.get(request);
+      require_same(response, file);  // also without a body
       if (response.status == 200 || response.status == 206) {
         if (aim.is_over() || aim.has_progress()) return aim.retries.reset();
         what = fmt::format("{}: the connection ended early", file.name);
@@ -242,6 +257,12 @@ class Transfer {
     }
     // What another connection failed with is certain, whatever this one's server asks to wait.
     if (!aim.retries.again(what, asked, aim.is_over)) throw Error(last);
+  }
+
+  void require_same(const HttpResponse& head, const WantedFile& file) {
+    if (!is_other_version(head, file)) return;
+    has_changed_ = true;
+    throw FileChanged();
   }
 
   static void check_range(const HttpResponse& head, int64_t first, const WantedFile& file) {
@@ -280,6 +301,7 @@ class Transfer {
   size_t busy_ = 0;
   bool has_warned_ = false;
   std::atomic<bool> has_failed_{false};
+  std::atomic<bool> has_changed_{false};
   std::exception_ptr failure_;
 };
 

@@ -241,6 +241,52 @@ def test_files_on_the_web(hub, client, tmp_path):
         assert part in done.error and "secret" not in done.error
 
 
+def test_a_file_on_the_web_that_changes_while_it_comes(hub, client, tmp_path):
+    """Without ranges and ETags by its length, with them by the ETag of each piece."""
+    output = tmp_path / "out.jsonl"
+    hub.web_files["grows.jsonl"] = lines_of(records(4))
+    hub.web_headers["grows.jsonl"] = {}
+    hub.misbehave("/web/grows", ignore_range=True, times=1, web_files={"grows.jsonl": lines_of(records(6))})
+    hub.misbehave("/web/grows", ignore_range=True)
+    client("download", f"--train_file={hub.cdn}/web/grows.jsonl", f"--output={output}")
+    assert read_jsonl(output) == records(6)
+
+    old, new = records(30_000, "old"), records(30_000, "new")
+    hub.web_files["large.jsonl"] = lines_of(old)
+    hub.misbehave("/web/large", times=1)  # the look
+    hub.misbehave("/web/large", times=1, cut_after=300_000, web_files={"large.jsonl": lines_of(new)})
+    hub.misbehave("/web/large", cut_after=300_000)
+    done = client("download", f"--train_file={hub.cdn}/web/large.jsonl", f"--output={output}")
+    assert read_jsonl(output) == new and "has changed since" in done.err
+    assert not list(client.cache.rglob("*.fettle.*"))
+
+
+def test_a_file_on_the_web_that_never_rests(hub, client):
+    for i in range(10):
+        hub.misbehave("/web/log", ignore_range=True, times=1, web_files={"log.jsonl": lines_of(records(5 + i))})
+    hub.web_files["log.jsonl"] = lines_of(records(4))
+    done = client("download", f"--train_file={hub.cdn}/web/log.jsonl", expect=69)
+    assert "changes while it is downloaded; try again when nobody writes it" in done.error
+
+
+def test_a_file_on_the_web_without_an_etag(hub, client, tmp_path):
+    output = tmp_path / "out.jsonl"
+    for day, prefix in ((6, "old"), (7, "new")):  # of one size
+        hub.web_files["x.jsonl"] = lines_of(records(3, prefix))
+        hub.web_headers["x.jsonl"] = {"Last-Modified": f"Tue, 0{day} Oct 2026 10:00:00 GMT"}
+        client("download", f"--train_file={hub.cdn}/web/x.jsonl", f"--output={output}")
+        assert read_jsonl(output) == records(3, prefix)
+
+
+def test_a_cached_file_of_another_size_is_fetched_again(hub, client, tmp_path):
+    output = tmp_path / "out.jsonl"
+    hub.web_files["x.jsonl"] = lines_of(records(3))
+    for _ in range(2):
+        client("download", f"--train_file={hub.cdn}/web/x.jsonl", f"--output={output}")
+        assert read_jsonl(output) == records(3)
+        next((client.cache / "fettle-urls").rglob("x.jsonl")).write_bytes(lines_of(records(1)))
+
+
 def test_a_url_that_redirects_to_another_host_keeps_the_token(hub, client):
     hub.web_files["x.jsonl"] = lines_of(records(1))
     hub.misbehave("/moved", redirect=f"{hub.cdn}/web/x.jsonl")
