@@ -156,9 +156,14 @@ class UrlFetcher {
       };
       try {
         const HttpResponse response = client_.get(request);
-        if (response.status != 200) throw refusal(response);
-        file.commit();
-        return size;
+        if (response.status == 200) {
+          file.commit();
+          return size;
+        }
+        if (!is_passing(response.status) ||
+            !retries.again(fmt::format("{} answers {}", response.origin, response.status), retry_after(response))) {
+          throw refusal(response);
+        }
       } catch (const HttpFailure& failure) {
         if (!failure.may_pass() || !retries.again(failure.what())) throw unavailable(failure);
       }

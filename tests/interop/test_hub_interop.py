@@ -287,6 +287,17 @@ def test_a_cached_file_of_another_size_is_fetched_again(hub, client, tmp_path):
         next((client.cache / "fettle-urls").rglob("x.jsonl")).write_bytes(lines_of(records(1)))
 
 
+def test_a_file_on_the_web_of_unknown_size(hub, client, tmp_path):
+    output = tmp_path / "out.jsonl"
+    hub.web_files["x.jsonl"] = lines_of(records(3))
+    hub.misbehave("/web/x", chunked=True, times=1)  # the look
+    hub.misbehave("/web/x", status=503, times=2)
+    hub.misbehave("/web/x", status=429, headers={"Retry-After": "0"}, times=1)
+    hub.misbehave("/web/x", chunked=True)
+    client("download", f"--train_file={hub.cdn}/web/x.jsonl", f"--output={output}")
+    assert read_jsonl(output) == records(3)
+
+
 def test_a_url_that_redirects_to_another_host_keeps_the_token(hub, client):
     hub.web_files["x.jsonl"] = lines_of(records(1))
     hub.misbehave("/moved", redirect=f"{hub.cdn}/web/x.jsonl")
