@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/stop_signal.h"
 #include "base/utf8.h"
+#include "hub/environment.h"
 
 namespace fettle::hub {
 namespace {
@@ -28,11 +29,10 @@ constexpr double kLongestPause = 30;
 constexpr double kLongestAskedPause = 300;
 
 double environment_seconds(const char* name, double otherwise) {
-  const char* text = std::getenv(name);
-  if (text == nullptr) return otherwise;
+  const std::string text = environment(name);
   char* end = nullptr;
-  const double value = std::strtod(text, &end);
-  return end != text && value > 0 && value < 1e6 ? value : otherwise;
+  const double value = std::strtod(text.c_str(), &end);
+  return end != text.c_str() && value > 0 && value < 1e6 ? value : otherwise;
 }
 
 void check_stop_signal() {
@@ -45,12 +45,6 @@ std::string lower(std::string_view text) {
   std::string result(text);
   for (char& c : result) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return result;
-}
-
-std::string_view trim(std::string_view text) {
-  const size_t first = text.find_first_not_of(" \t\r\n");
-  if (first == std::string_view::npos) return {};
-  return text.substr(first, text.find_last_not_of(" \t\r\n") - first + 1);
 }
 
 /// A parsed URL, by curl's own parser, so that no other reading of it decides where a token goes.
@@ -167,10 +161,11 @@ bool may_pass(CURLcode code) {
 
 void set_authorities(CURL* curl) {
   for (const char* name : {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}) {
-    const char* path = std::getenv(name);
-    if (path == nullptr || *path == '\0') continue;
+    const std::string path = environment(name);
+    if (path.empty()) continue;
     std::error_code failure;
-    curl_easy_setopt(curl, std::filesystem::is_directory(path, failure) ? CURLOPT_CAPATH : CURLOPT_CAINFO, path);
+    curl_easy_setopt(curl, std::filesystem::is_directory(path, failure) ? CURLOPT_CAPATH : CURLOPT_CAINFO,
+                     path.c_str());
     return;
   }
 }

@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "base/file.h"
 #include "base/utf8.h"
+#include "hub/environment.h"
 #include "hub/path.h"
 
 namespace fettle::hub {
@@ -18,21 +18,10 @@ namespace {
 
 constexpr int kMostPages = 1000;  ///< of a listing, a thousand files each
 
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? std::string() : value;
-}
-
 bool is_true(const std::string& text) {
   std::string upper = text;
   for (char& c : upper) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   return upper == "1" || upper == "ON" || upper == "YES" || upper == "TRUE";
-}
-
-std::string trim(const std::string& text) {
-  const size_t first = text.find_first_not_of(" \t\r\n\v\f");
-  if (first == std::string::npos) return {};
-  return text.substr(first, text.find_last_not_of(" \t\r\n\v\f") - first + 1);
 }
 
 /// The first of the places that has a token, and its name.
@@ -134,9 +123,7 @@ bool read_entry(const nlohmann::json& entry, ListedFile& file) {
   if (large.is_object()) digest = large.value("oid", nlohmann::json());
   if (!path.is_string() || !size.is_number_integer() || !digest.is_string()) return false;
   file = {path.get<std::string>(), size.get<int64_t>(), digest.get<std::string>()};
-  const bool is_digest = (file.digest.size() == 40 || file.digest.size() == 64) &&
-                         file.digest.find_first_not_of("0123456789abcdef") == std::string::npos;
-  return is_digest && file.size >= 0 && is_safe_path(file.path);
+  return is_digest(file.digest) && file.size >= 0 && is_safe_path(file.path);
 }
 
 /// The URL of `<url>; rel="next"` in a Link header, or empty.
