@@ -4,6 +4,8 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <cstdio>
+
 #include "base/utf8.h"
 
 namespace fettle::log {
@@ -54,6 +56,11 @@ const std::string& name() {
 void write(Level level, std::string_view line) {
   const std::string text = one_line(line);
   logger().log(to_spdlog(level), name().empty() || level < Level::kWarning ? text : name() + ": " + text);
+}
+
+void put(std::string_view text) {
+  static_cast<void>(std::fwrite(text.data(), 1, text.size(), stderr));
+  static_cast<void>(std::fflush(stderr));
 }
 
 }  // namespace fettle::log

@@ -22,6 +22,15 @@ const std::string& name();
 /// One line, whatever `line` holds: a file name may have a line break.
 void write(Level level, std::string_view line);
 
+/// To standard error as it is, for a line that is drawn anew. Never throws for what cannot be written: a terminal may
+/// be gone, and fmt::print would end a thread over it, and with that the program.
+void put(std::string_view text);
+
+template <typename... Args>
+void draw(fmt::format_string<Args...> format, Args&&... args) {
+  put(fmt::format(format, std::forward<Args>(args)...));
+}
+
 template <typename... Args>
 void debug(fmt::format_string<Args...> format, Args&&... args) {
   write(Level::kDebug, fmt::format(format, std::forward<Args>(args)...));

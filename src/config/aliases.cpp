@@ -54,10 +54,10 @@ const std::vector<NameAlias>& name_aliases() {
       {"dtype", "bf16", dtype_means_bf16()},
       {"tokenizer_name_or_path", "tokenizer_name"},
       {"revision", "model_revision"},
-      // Short names, as on the command line of fettle download.
-      {"model", "model_name_or_path"},
-      {"dataset", "dataset_name"},
-      {"split", "dataset_split"},
+      // Short names, for the command line of fettle download.
+      {"model", "model_name_or_path", {}, Command::kDownload},
+      {"dataset", "dataset_name", {}, Command::kDownload},
+      {"split", "dataset_split", {}, Command::kDownload},
       // TRL.
       {"max_length", "max_seq_length"},
       {"dataset_config", "dataset_config_name"},

@@ -3,6 +3,7 @@
 /// other names of its options, options that change nothing here, and options that this version cannot obey.
 #pragma once
 
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -16,6 +17,8 @@ struct NameAlias {
   std::string_view option;
   /// If not empty: the only values it takes and what the option becomes; an empty value leaves the option alone.
   std::vector<ValueAlias> values = {};
+  /// The command on whose command line it is a name of its own, taken without that line.
+  std::optional<Command> own_to = {};
 };
 
 /// Accepted with any value; one line says that it has no effect.

@@ -89,8 +89,10 @@ class Source {
       }
       renamed.value = {Value::Kind::kScalar, {{std::string(text), true}}, {}};
     }
-    notice(fmt::format("{} ({}) is called {} here{}", entry.key, entry.where, alias.option,
-                       alias.values.empty() ? "" : ": " + renamed.value.scalars[0].text));
+    if (!alias.own_to || alias.own_to != only_for_) {
+      notice(fmt::format("{} ({}) is called {} here{}", entry.key, entry.where, alias.option,
+                         alias.values.empty() ? "" : ": " + renamed.value.scalars[0].text));
+    }
     set(*find_option(alias.option), renamed);
   }
 

@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "base/atomic_file.h"
@@ -62,10 +63,11 @@ class RecordWriter {
   void write_header(const Record& record) {
     std::string row;
     for (const auto& [name, value] : record.items()) {
+      if (!columns_.empty()) row += ',';
       columns_.push_back(name);
-      row += (row.empty() ? "" : ",") + csv_cell(name);
+      row += csv_cell(name);
     }
-    file_.write(row + "\n");
+    file_.write(csv_line(std::move(row)));
   }
 
   [[nodiscard]] std::string csv_row(const Record& record, const std::string& place) const {
@@ -79,6 +81,12 @@ class RecordWriter {
       if (i > 0) row += ',';
       if (record.contains(columns_[i])) row += csv_cell(record[columns_[i]]);
     }
+    return csv_line(std::move(row));
+  }
+
+  /// A single empty cell is quoted: readers pass over an empty line.
+  [[nodiscard]] std::string csv_line(std::string row) const {
+    if (columns_.size() == 1 && row.empty()) row = "\"\"";
     return row + "\n";
   }
 

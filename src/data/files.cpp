@@ -2,14 +2,17 @@
 #include "data/files.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <set>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "data/reader.h"
 #include "hub/dataset.h"
 #include "hub/url_file.h"
@@ -31,23 +34,52 @@ std::vector<fs::path> split_files(const fs::path& folder, std::string_view split
   return files;
 }
 
+/// Which splits of a folder are wanted. A name that the user gave has to be there; the others may be absent.
 struct SplitNames {
   std::string train;
   std::vector<std::string> validation;  ///< the first that exists counts
+  bool must_have_train = false;
+  bool must_have_validation = false;
 };
 
-DataFiles folder_files(const fs::path& folder, const SplitNames& names) {
+/// The names that split_files would find something for.
+std::string list_splits(const fs::path& folder) {
+  std::set<std::string> names;
   for (const fs::path& place : {folder, folder / "data"}) {
-    DataFiles files;
+    std::error_code failure;
+    for (const auto& entry : fs::directory_iterator(place, failure)) {
+      const std::string stem = entry.path().stem().string();
+      if (find_file_format(entry.path()) && entry.is_regular_file(failure))
+        names.insert(stem.substr(0, stem.find('-')));
+    }
+  }
+  return shorten(fmt::format("{}", fmt::join(names, ", ")), 300);
+}
+
+[[noreturn]] void fail_split(const fs::path& folder, const char* option, const std::string& name) {
+  const std::string there = list_splits(folder);
+  throw Error(ExitCode::kNoInput, fmt::format("dataset_name: {} has no split {}", folder.string(), quote(name)),
+              there.empty() ? "it has no file that can be read: json, jsonl, csv, txt and parquet are"
+                            : fmt::format("give one of these as {}: {}", option, there));
+}
+
+DataFiles folder_files(const fs::path& folder, const SplitNames& names) {
+  DataFiles files;
+  for (const fs::path& place : {folder, folder / "data"}) {
     files.train = split_files(place, names.train);
     for (const std::string& split : names.validation) {
-      if (files.validation.empty() && split != names.train) files.validation = split_files(place, split);
+      const bool is_trained = split == names.train && !names.must_have_validation;
+      if (files.validation.empty() && !is_trained) files.validation = split_files(place, split);
     }
-    if (!files.train.empty() || !files.validation.empty()) return files;
+    if (!files.train.empty() || !files.validation.empty()) break;
   }
-  const std::string& wanted = names.validation.size() == 1 ? names.validation.front() : "validation";
+  if (names.must_have_train && files.train.empty()) fail_split(folder, "dataset_split", names.train);
+  if (names.must_have_validation && files.validation.empty()) {
+    fail_split(folder, "dataset_test_split", names.validation.front());
+  }
+  if (!files.train.empty() || !files.validation.empty()) return files;
   throw Error(ExitCode::kNoInput,
-              fmt::format("dataset_name: {} has no {}.* or {}.*", folder.string(), names.train, wanted),
+              fmt::format("dataset_name: {} has no {}.* or validation.*", folder.string(), names.train),
               "name the files with train_file and validation_file");
 }
 
@@ -64,16 +96,18 @@ DataFiles hub_files(const config::DataConfig& config, Needed needed, const std::
 }
 
 DataFiles dataset_files(const config::DataConfig& config, Needed needed, const std::string& cache_dir) {
-  SplitNames names{"train", {"validation", "valid", "dev", "eval", "test"}};
+  SplitNames names{.train = "train", .validation = {"validation", "valid", "dev", "eval", "test"}};
   std::optional<config::SplitExpression> train;
   std::optional<config::SplitExpression> validation;
   if (!config.dataset_split.empty()) {
     train = config::parse_split(config.dataset_split, "dataset_split");
     names.train = train->name;
+    names.must_have_train = needed != Needed::kEvaluation;
   }
   if (!config.dataset_test_split.empty()) {
     validation = config::parse_split(config.dataset_test_split, "dataset_test_split");
     names.validation = {validation->name};
+    names.must_have_validation = needed != Needed::kTrain && config.validation_file.empty();
   }
   std::error_code failure;
   if (fs::is_regular_file(config.dataset_name, failure)) {

@@ -25,7 +25,8 @@ enum class Needed { kTrain, kEvaluation, kBoth };
 /// train_file and validation_file as they are, https URLs downloaded. Where train_file is not set, those of
 /// dataset_name: of a folder (or its subfolder data) train.* or train-*, and validation, valid, dev, eval or test, the
 /// first of these that exists; else of the hub's dataset (hub/dataset.h), of which only what is needed is downloaded.
-/// dataset_split and dataset_test_split name other splits. `cache_dir`: ModelConfig's, for what is downloaded.
+/// dataset_split and dataset_test_split name other splits, which then must be there if they are needed, and may be the
+/// same one. `cache_dir`: ModelConfig's, for what is downloaded.
 /// Throws Error{kNoInput} (nothing of that name), {kConfig} (neither option set), and as hub::fetch_dataset.
 DataFiles find_files(const config::DataConfig& config, Needed needed = Needed::kBoth,
                      const std::string& cache_dir = {});

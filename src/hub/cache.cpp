@@ -7,31 +7,17 @@
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "base/error.h"
 #include "base/file.h"
+#include "hub/environment.h"
 #include "hub/path.h"
 
 namespace fettle::hub {
 namespace fs = std::filesystem;
 namespace {
-
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? std::string() : value;
-}
-
-std::string trim_end(const std::string& text) {
-  const auto last = text.find_last_not_of(" \n\r\t");
-  return text.substr(0, last == std::string::npos ? 0 : last + 1);
-}
-
-bool is_digest(const std::string& text) {
-  return (text.size() == 40 || text.size() == 64) && text.find_first_not_of("0123456789abcdef") == std::string::npos;
-}
 
 /// huggingface_hub's note of a tree: {"files": {path: {size, blob_id, lfs_sha256 …}}} or the map alone; its format is
 /// not documented, so whatever does not look like it is no note.
@@ -100,8 +86,12 @@ bool is_hub_name(const std::string& name) {
          std::count(name.begin(), name.end(), '/') <= 1;
 }
 
+bool is_digest(const std::string& text) {
+  return (text.size() == 40 || text.size() == 64) && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
 bool is_commit(const std::string& revision) {
-  return revision.size() == 40 && revision.find_first_not_of("0123456789abcdef") == std::string::npos;
+  return revision.size() == 40 && is_digest(revision);
 }
 
 bool is_plain_revision(const std::string& revision) {
@@ -125,7 +115,7 @@ CachedRepository::CachedRepository(const fs::path& cache, RepositoryKind kind, c
 
 std::optional<std::string> CachedRepository::find_commit(const std::string& revision) const {
   if (!is_plain_revision(revision)) return std::nullopt;
-  const std::string commit = is_file(reference(revision)) ? trim_end(read_file(reference(revision))) : revision;
+  const std::string commit = is_file(reference(revision)) ? trim(read_file(reference(revision))) : revision;
   if (!is_plain_revision(commit)) return std::nullopt;
   return is_folder(snapshot(commit)) ? std::optional(commit) : std::nullopt;
 }

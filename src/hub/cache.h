@@ -32,6 +32,9 @@ std::filesystem::path hugging_face_home();
 /// "name" or "org/name" with the characters that the hub allows; anything else can only be a path.
 bool is_hub_name(const std::string& name);
 
+/// What may be a blob's name: 64 hexadecimal digits (SHA-256) or 40 (git's).
+bool is_digest(const std::string& text);
+
 /// 40 hexadecimal digits.
 bool is_commit(const std::string& revision);
 

@@ -52,7 +52,7 @@ class DatasetFetcher {
       if (split) wanted.insert(split->paths.begin(), split->paths.end());
     }
     const Snapshot snapshot = take(source.snapshot.commit, wanted);
-    require_all_shards(wanted, snapshot.folder);
+    if (!snapshot.is_listed) require_all_shards(wanted, snapshot.folder);
     DatasetFiles files;
     for (const auto& [split, target] : {std::pair(train, &files.train), std::pair(evaluation, &files.evaluation)}) {
       if (!split) continue;
@@ -122,7 +122,8 @@ class DatasetFetcher {
     return fetch_snapshot(request);
   }
 
-  /// Of a snapshot that another tool left unfinished, without a network.
+  /// Of a snapshot that another tool left unfinished, without a network. Where there is a listing, that says what is
+  /// missing: a README may name some shards of many.
   void require_all_shards(const std::set<std::string>& wanted, const fs::path& folder) const {
     if (has_all_shards({wanted.begin(), wanted.end()})) return;
     throw Error(ExitCode::kNoInput, fmt::format("{}: some of its files are missing in {}", subject_, folder.string()),

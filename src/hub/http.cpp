@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/stop_signal.h"
 #include "base/utf8.h"
+#include "hub/environment.h"
 
 namespace fettle::hub {
 namespace {
@@ -28,11 +29,10 @@ constexpr double kLongestPause = 30;
 constexpr double kLongestAskedPause = 300;
 
 double environment_seconds(const char* name, double otherwise) {
-  const char* text = std::getenv(name);
-  if (text == nullptr) return otherwise;
+  const std::string text = environment(name);
   char* end = nullptr;
-  const double value = std::strtod(text, &end);
-  return end != text && value > 0 && value < 1e6 ? value : otherwise;
+  const double value = std::strtod(text.c_str(), &end);
+  return end != text.c_str() && value > 0 && value < 1e6 ? value : otherwise;
 }
 
 void check_stop_signal() {
@@ -45,12 +45,6 @@ std::string lower(std::string_view text) {
   std::string result(text);
   for (char& c : result) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return result;
-}
-
-std::string_view trim(std::string_view text) {
-  const size_t first = text.find_first_not_of(" \t\r\n");
-  if (first == std::string_view::npos) return {};
-  return text.substr(first, text.find_last_not_of(" \t\r\n") - first + 1);
 }
 
 /// A parsed URL, by curl's own parser, so that no other reading of it decides where a token goes.
@@ -101,7 +95,7 @@ size_t take_header(char* data, size_t, size_t size, void* context) {
   auto& exchange = *static_cast<Exchange*>(context);
   const std::string_view line(data, size);
   if (line.starts_with("HTTP/")) {  // also after 100 Continue and a proxy's answer
-    exchange.response = {};
+    exchange.response = {.origin = exchange.response.origin};
     const size_t space = line.find(' ');
     if (space != std::string_view::npos) {
       const std::string_view code = line.substr(space + 1);
@@ -167,10 +161,11 @@ bool may_pass(CURLcode code) {
 
 void set_authorities(CURL* curl) {
   for (const char* name : {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}) {
-    const char* path = std::getenv(name);
-    if (path == nullptr || *path == '\0') continue;
+    const std::string path = environment(name);
+    if (path.empty()) continue;
     std::error_code failure;
-    curl_easy_setopt(curl, std::filesystem::is_directory(path, failure) ? CURLOPT_CAPATH : CURLOPT_CAINFO, path);
+    curl_easy_setopt(curl, std::filesystem::is_directory(path, failure) ? CURLOPT_CAPATH : CURLOPT_CAINFO,
+                     path.c_str());
     return;
   }
 }
@@ -228,7 +223,7 @@ void set_options(CURL* curl, Exchange& exchange) {
 
 /// One request without redirects.
 HttpResponse exchange_once(CURL* curl, const HttpRequest& request, const std::string& url, const std::string& token) {
-  Exchange exchange{&request, {}, nullptr};
+  Exchange exchange{&request, {.origin = origin_of(url)}, nullptr};
   set_options(curl, exchange);
   const HeaderList lines = header_lines(token);
   curl_easy_setopt(curl, CURLOPT_URL, url.c_str());
@@ -288,14 +283,14 @@ int64_t HttpResponse::content_length() const {
   return failure == std::errc() && end == text.data() + text.size() ? value : -1;
 }
 
-bool Retries::again(std::string_view what, std::optional<double> asked) {
+bool Retries::again(std::string_view what, std::optional<double> asked, const std::function<bool()>& is_over) {
   if (++failures_ >= kAttempts) return false;
   static thread_local std::mt19937 random{std::random_device()()};
   const double whole = std::min(kLongestPause, environment_seconds("FETTLE_HUB_RETRY_DELAY", 1) * (1 << failures_) / 2);
   const double pause = asked.value_or(whole * std::uniform_real_distribution<>(0.5, 1.0)(random));
   log::warning("{}; trying again in {:.1f} s", what, pause);
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(pause);
-  while (std::chrono::steady_clock::now() < end) {
+  while (std::chrono::steady_clock::now() < end && !(is_over && is_over())) {
     check_stop_signal();
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
@@ -319,8 +314,7 @@ HttpResponse get_with_retries(HttpClient& client, const HttpRequest& request) {
     try {
       HttpResponse response = client.get(request);
       if (!is_passing(response.status) ||
-          !retries.again(fmt::format("{} answers {}", origin_of(request.url), response.status),
-                         retry_after(response))) {
+          !retries.again(fmt::format("{} answers {}", response.origin, response.status), retry_after(response))) {
         return response;
       }
     } catch (const HttpFailure& failure) {

@@ -19,8 +19,9 @@ namespace fettle::hub {
 
 struct HttpResponse {
   int64_t status = 0;
-  std::map<std::string, std::string> headers;  ///< names in lower case
-  std::string body;                            ///< empty where a sink took it
+  std::map<std::string, std::string> headers = {};  ///< names in lower case
+  std::string body = {};                            ///< empty where a sink took it
+  std::string origin = {};                          ///< of whoever answers, redirects followed
 
   /// A header's value, empty without one.
   [[nodiscard]] const std::string& header(const std::string& name) const;
@@ -79,8 +80,10 @@ class HttpClient {
 class Retries {
  public:
   /// Waits and is true, or is false when there were enough. `asked`: the server's Retry-After, which is waited in full.
-  /// Throws Error{kPreempted} after a stop signal.
-  [[nodiscard]] bool again(std::string_view what, std::optional<double> asked = std::nullopt);
+  /// The wait ends early where `is_over` says that nobody needs the answer any more. Throws Error{kPreempted} after a
+  /// stop signal.
+  [[nodiscard]] bool again(std::string_view what, std::optional<double> asked = std::nullopt,
+                           const std::function<bool()>& is_over = {});
   /// Something was achieved: begin to count anew.
   void reset() { failures_ = 0; }
 

@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "base/file.h"
 #include "base/utf8.h"
+#include "hub/environment.h"
 #include "hub/path.h"
 
 namespace fettle::hub {
@@ -18,21 +18,10 @@ namespace {
 
 constexpr int kMostPages = 1000;  ///< of a listing, a thousand files each
 
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? std::string() : value;
-}
-
 bool is_true(const std::string& text) {
   std::string upper = text;
   for (char& c : upper) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   return upper == "1" || upper == "ON" || upper == "YES" || upper == "TRUE";
-}
-
-std::string trim(const std::string& text) {
-  const size_t first = text.find_first_not_of(" \t\r\n\v\f");
-  if (first == std::string::npos) return {};
-  return text.substr(first, text.find_last_not_of(" \t\r\n\v\f") - first + 1);
 }
 
 /// The first of the places that has a token, and its name.
@@ -134,9 +123,7 @@ bool read_entry(const nlohmann::json& entry, ListedFile& file) {
   if (large.is_object()) digest = large.value("oid", nlohmann::json());
   if (!path.is_string() || !size.is_number_integer() || !digest.is_string()) return false;
   file = {path.get<std::string>(), size.get<int64_t>(), digest.get<std::string>()};
-  const bool is_digest = (file.digest.size() == 40 || file.digest.size() == 64) &&
-                         file.digest.find_first_not_of("0123456789abcdef") == std::string::npos;
-  return is_digest && file.size >= 0 && is_safe_path(file.path);
+  return is_digest(file.digest) && file.size >= 0 && is_safe_path(file.path);
 }
 
 /// The URL of `<url>; rel="next"` in a Link header, or empty.
@@ -193,9 +180,20 @@ Error HubApi::refused_token(bool is_gated) const {
       "make a new token that may read this repository, or unset it if the repository is public"};
 }
 
+/// The token never went there, so it is not what is wrong: a proxy or a network policy lets nobody through to the hub's
+/// store of files, or a signature has run out.
+Error HubApi::refused_elsewhere(const HttpResponse& response) const {
+  return {ExitCode::kUnavailable,
+          fmt::format("{}: {}, to which the hub redirects, answers {}", subject(), response.origin, response.status),
+          "allow that host in the proxy or network policy, or try again"};
+}
+
 Error HubApi::refusal(const HttpResponse& response, const std::string& file) const {
   const std::string& code = response.header("x-error-code");
   const std::string& endpoint = settings_.endpoint;
+  const bool is_elsewhere = response.origin != origin_of(endpoint);
+  const bool is_refused = response.status == 401 || response.status == 403;
+  if (is_refused && is_elsewhere) return refused_elsewhere(response);
   if (code == "GatedRepo") return refused_token(/*is_gated=*/true);
   if (code == "RevisionNotFound") {
     return {ExitCode::kNoInput, fmt::format("{} has no revision {}", subject(), quote(repository_.revision)),
@@ -205,7 +203,7 @@ Error HubApi::refusal(const HttpResponse& response, const std::string& file) con
     return {ExitCode::kNoInput, fmt::format("{} has no file {} at revision {}", subject(), file, repository_.revision),
             fmt::format("see its files at {}", page())};
   }
-  if (response.status == 401 || response.status == 403) return refused_token(/*is_gated=*/false);
+  if (is_refused) return refused_token(/*is_gated=*/false);
   if (response.status == 404) {
     return {ExitCode::kNoInput,
             fmt::format("{} is neither a local folder nor a repository on {}", subject(), shown_url(endpoint)),
@@ -217,8 +215,8 @@ Error HubApi::refusal(const HttpResponse& response, const std::string& file) con
   }
   const std::string& message = response.header("x-error-message");
   return {ExitCode::kUnavailable,
-          fmt::format("{}: {} answers {}{}", subject(), shown_url(endpoint), response.status,
-                      message.empty() ? "" : " " + quote(message)),
+          fmt::format("{}: {} answers {}{}", subject(), is_elsewhere ? response.origin : shown_url(endpoint),
+                      response.status, message.empty() ? "" : " " + quote(message)),
           "try again later; see the hub's status page"};
 }
 

@@ -55,6 +55,7 @@ class HubApi {
   [[nodiscard]] std::string page() const;
   [[nodiscard]] Error strange(const std::string& what) const;
   [[nodiscard]] Error refused_token(bool is_gated) const;
+  [[nodiscard]] Error refused_elsewhere(const HttpResponse& response) const;
   [[nodiscard]] std::string subject() const;
 
   HubSettings settings_;

@@ -45,7 +45,7 @@ std::optional<Snapshot> from_cache(const CachedRepository& cached, const Snapsho
   }
   Listing files = cached.list_snapshot(*commit);
   if (!request.is_complete(cached.snapshot(*commit), files)) return std::nullopt;
-  return Snapshot{cached.snapshot(*commit), *commit, std::move(files)};
+  return Snapshot{cached.snapshot(*commit), *commit, std::move(files), /*is_listed=*/false};
 }
 
 /// With HF_HUB_OFFLINE a snapshot that nobody has listed is taken too: what it lacks will be named by who needs it.
@@ -54,7 +54,7 @@ Snapshot without_network(const CachedRepository& cached, const SnapshotRequest& 
   const Repository& repository = request.repository;
   const auto commit = cached.find_commit(repository.revision);
   if (commit && !cached.find_listing(*commit)) {
-    return {cached.snapshot(*commit), *commit, cached.list_snapshot(*commit)};
+    return {cached.snapshot(*commit), *commit, cached.list_snapshot(*commit), /*is_listed=*/false};
   }
   const std::string state =
       commit
@@ -68,6 +68,10 @@ Snapshot without_network(const CachedRepository& cached, const SnapshotRequest& 
               "where there is a network");
 }
 
+/// How many files are on their way at once: a lock and what transfer needs for it, three descriptors each, of the 1024
+/// that a process usually has.
+constexpr size_t kFilesAtOnce = 64;
+
 /// The blobs of these files, each with its lock held while it comes.
 class BlobFetcher {
  public:
@@ -77,18 +81,28 @@ class BlobFetcher {
   void fetch(Listing missing) {
     std::set<std::string> seen;
     std::erase_if(missing, [&](const ListedFile& file) { return !seen.insert(file.digest).second; });
+    std::vector<WantedFile> all;
+    for (const ListedFile& file : missing) {
+      if (!has_blob(cached_, file)) all.push_back(wanted(file));
+    }
+    require_room(all);
+    wanted_ = all.size();
     while (!missing.empty()) missing = fetch_free(missing);
   }
 
  private:
-  /// Downloads all that no other program does, and returns the rest. Locks are never waited for while others are held:
-  /// two programs with the same files in another order would wait for each other.
+  /// Downloads as many as may be at once of those that no other program does, and returns the rest. Locks are never
+  /// waited for while others are held: two programs with the same files in another order would wait for each other.
   Listing fetch_free(const Listing& missing) {
     std::vector<std::unique_ptr<FileLock>> locks;
     std::vector<WantedFile> mine;
     Listing rest;
     for (const ListedFile& file : missing) {
       if (has_blob(cached_, file)) continue;
+      if (mine.size() == kFilesAtOnce) {
+        rest.push_back(file);
+        continue;
+      }
       auto lock = std::make_unique<FileLock>(cached_.blob_lock(file));
       if (!lock->try_lock()) {
         rest.push_back(file);
@@ -98,7 +112,7 @@ class BlobFetcher {
       }
     }
     if (!mine.empty()) {
-      transfer(mine, request_.repository.name, [this](const HttpResponse& response, const WantedFile& file) {
+      transfer(mine, round_name(mine.size()), [this](const HttpResponse& response, const WantedFile& file) {
         return api_.refusal(response, file.name);
       });
     } else if (!rest.empty()) {
@@ -109,6 +123,13 @@ class BlobFetcher {
     return rest;
   }
 
+  /// The repository, and which of its files come now where that is not all.
+  std::string round_name(size_t files) {
+    const size_t before = std::exchange(fetched_, fetched_ + files);
+    const std::string& name = request_.repository.name;
+    return wanted_ <= kFilesAtOnce ? name : fmt::format("{} (files {}-{} of {})", name, before + 1, fetched_, wanted_);
+  }
+
   [[nodiscard]] WantedFile wanted(const ListedFile& file) const {
     return {api_.file_url(commit_, file.path), api_.token(), cached_.blob(file), file.path, file.size, file.digest};
   }
@@ -117,6 +138,8 @@ class BlobFetcher {
   const SnapshotRequest& request_;
   HubApi& api_;
   std::string commit_;
+  size_t wanted_ = 0;
+  size_t fetched_ = 0;
 };
 
 Snapshot download(const CachedRepository& cached, const SnapshotRequest& request, HubApi& api,

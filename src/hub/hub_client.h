@@ -25,6 +25,7 @@ struct Snapshot {
   std::filesystem::path folder;
   std::string commit;
   Listing files;  ///< all that the repository has, whether needed or not; without a listing, what the folder has
+  bool is_listed = true;
 };
 
 /// What the cache has is taken as it is: where it has the needed files of the revision, the hub is not asked, so that

@@ -167,6 +167,7 @@ void PartialFile::commit() {
     if (errno != ENOENT || ::stat(target_.c_str(), &status) != 0) throw_system_error("write", target_, errno);
   }
   ::unlink(ranges_path_.c_str());
+  close();
   sync_directory(target_.parent_path());
 }
 

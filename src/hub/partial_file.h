@@ -51,7 +51,7 @@ class PartialFile {
   void start_over();
   /// Removes what is there, for good.
   void discard();
-  /// fsyncs and renames to the target.
+  /// fsyncs and renames to the target. Nothing is open afterwards, and nothing more can be written.
   void commit();
 
   /// What the disk must still have room for.

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <mutex>
 #include <utility>
 
@@ -82,16 +81,12 @@ void TransferProgress::show(const std::stop_token& stop) {
     }
     if (stop.stop_requested()) break;
     if (on_terminal_) {
-      fmt::print(stderr, "\r\x1b[K{}", line());
-      std::fflush(stderr);
+      log::draw("\r\x1b[K{}", line());
     } else {
       log::info("{}", line());
     }
   }
-  if (on_terminal_) {
-    fmt::print(stderr, "\r\x1b[K");
-    std::fflush(stderr);
-  }
+  if (on_terminal_) log::draw("\r\x1b[K");
 }
 
 }  // namespace fettle::hub

@@ -29,6 +29,8 @@ namespace fettle::hub {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr int kMostLooks = 3;  ///< at a file that changes
+
 /// What a URL has now: by its headers, or by the note of an earlier download.
 struct Version {
   std::string etag;
@@ -47,6 +49,10 @@ std::string local_name(const std::string& url) {
   }
   if (name.size() > 100) name = name.substr(name.size() - 100);
   return name.empty() || name.front() == '.' ? "_" + name : name;
+}
+
+bool has_size(const fs::path& file, int64_t size) {
+  return is_file(file) && static_cast<int64_t>(fs::file_size(file)) == size;
 }
 
 class UrlFetcher {
@@ -85,18 +91,13 @@ class UrlFetcher {
     }
     known_ = {note[0], note[1], note[2]};
     const fs::path file = folder_ / known_.place;
-    if (!is_file(file) || static_cast<int64_t>(fs::file_size(file)) != known_.size) return std::nullopt;
-    return file;
+    return has_size(file, known_.size) ? std::optional(file) : std::nullopt;
   }
 
   /// A GET of one byte and not a HEAD, which a presigned URL refuses.
   Version look() {
-    std::optional<HttpResponse> head;
     HttpRequest request{url_, token_, 0, 0};
-    request.sink = [&head](const HttpResponse& response, std::string_view) {
-      head = response;
-      return false;
-    };
+    request.sink = [](const HttpResponse&, std::string_view) { return false; };
     const HttpResponse response = get_with_retries(client_, request);
     if (response.status != 200 && response.status != 206 && response.status != 416) throw refusal(response);
     Version version;
@@ -108,24 +109,35 @@ class UrlFetcher {
     } else if (slash != std::string::npos && std::isdigit(static_cast<unsigned char>(range[slash + 1])) != 0) {
       version.size = std::atoll(range.c_str() + slash + 1);
     }
-    const std::string key = sha256(fmt::format("{} {}", version.etag, version.size)).substr(0, 16);
+    const std::string& mark = version.etag.empty() ? response.header("last-modified") : version.etag;
+    const std::string key = sha256(fmt::format("{} {}", mark, version.size)).substr(0, 16);
     version.place = key + "/" + local_name(url_);
     return version;
   }
 
+  /// Some files are replaced or grow while they come.
   fs::path download() {
-    Version version = look();
-    fs::path target = folder_ / version.place;
-    if (version == known_ && is_file(target)) return target;
-    make_directories(target.parent_path());
-    if (version.size >= 0) {
-      const WantedFile file{url_, token_, target, shown_url(url_), version.size, ""};
-      if (!is_file(target)) {
-        transfer({file}, file.name,
-                 [this](const HttpResponse& response, const WantedFile&) { return refusal(response); });
+    for (int looks = 1; looks <= kMostLooks; ++looks) {
+      try {
+        return download(look());
+      } catch (const FileChanged&) {
+        log::warning("{} has changed since the download began", subject_);
       }
-    } else {
+    }
+    throw Error(ExitCode::kUnavailable, fmt::format("{} changes while it is downloaded", subject_),
+                "try again when nobody writes it");
+  }
+
+  fs::path download(Version version) {
+    fs::path target = folder_ / version.place;
+    if (version == known_ && has_size(target, version.size)) return target;
+    make_directories(target.parent_path());
+    if (version.size < 0) {
       version.size = stream(target);
+    } else if (!has_size(target, version.size)) {
+      const WantedFile file{url_, token_, target, shown_url(url_), version.size, "", version.etag};
+      transfer({file}, file.name,
+               [this](const HttpResponse& response, const WantedFile&) { return refusal(response); });
     }
     write_file(note_file(), nlohmann::json{version.etag, version.size, version.place}.dump() + "\n");
     return target;
@@ -144,9 +156,14 @@ class UrlFetcher {
       };
       try {
         const HttpResponse response = client_.get(request);
-        if (response.status != 200) throw refusal(response);
-        file.commit();
-        return size;
+        if (response.status == 200) {
+          file.commit();
+          return size;
+        }
+        if (!is_passing(response.status) ||
+            !retries.again(fmt::format("{} answers {}", response.origin, response.status), retry_after(response))) {
+          throw refusal(response);
+        }
       } catch (const HttpFailure& failure) {
         if (!failure.may_pass() || !retries.again(failure.what())) throw unavailable(failure);
       }

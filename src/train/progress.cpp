@@ -7,7 +7,6 @@
 
 #include <array>
 #include <cmath>
-#include <cstdio>
 
 #include "base/log.h"
 
@@ -62,8 +61,7 @@ void Progress::draw(const StepMetrics& metrics) {
   drawn_ = true;
   std::string line = progress_line(metrics, total_steps_, seconds_left(metrics.step));
   line.resize(std::min<size_t>(line.size(), static_cast<size_t>(terminal_width() - 1)));
-  fmt::print(stderr, "\r\x1b[K{}", line);
-  std::fflush(stderr);
+  log::draw("\r\x1b[K{}", line);
 }
 
 void Progress::print(const StepMetrics& metrics) {
@@ -73,8 +71,7 @@ void Progress::print(const StepMetrics& metrics) {
 
 void Progress::clear() {
   if (!drawn_) return;
-  fmt::print(stderr, "\r\x1b[K");
-  std::fflush(stderr);
+  log::draw("\r\x1b[K");
   drawn_ = false;
 }
 

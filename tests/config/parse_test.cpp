@@ -186,6 +186,15 @@ TEST(Aliases, EveryPlainAliasSetsItsOption) {
   }
 }
 
+TEST(Aliases, ShortNamesAreDownloadsOwn) {
+  const std::vector<std::string> arguments = {"--model=m", "--dataset", "d", "--split=train[:9]"};
+  const Parsed parsed = parse(arguments, Command::kDownload);
+  EXPECT_THAT(parsed.notices, IsEmpty());
+  EXPECT_EQ(parsed.config.model.model_name_or_path, "m");
+  EXPECT_EQ(parsed.config.data.dataset_split, "train[:9]");
+  EXPECT_THAT(train({"--model=n"}).notices, SizeIs(1));
+}
+
 TEST(Aliases, ValuesAreTranslated) {
   EXPECT_EQ(yaml("use_cpu: true").config.device.device, "cpu");
   EXPECT_EQ(yaml("no_cuda: True").config.device.device, "cpu");

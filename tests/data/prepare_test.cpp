@@ -237,6 +237,35 @@ TEST_F(PrepareTest, PartsOfSplits) {
   EXPECT_THROW(prepared(), Error);
 }
 
+TEST_F(PrepareTest, SplitsThatTheUserNames) {
+  folder_.write("set/train-00000-of-00001.txt", "zero\none\ntwo\nthree\nfour\n");
+  folder_.write("set/validation.txt", "a\n");
+  config_.train_file.clear();
+  config_.dataset_name = (folder_.path() / "set").string();
+  config_.dataset_split = "train[:80%]";
+  config_.dataset_test_split = "train[80%:]";  // the rest of the same split
+  const PreparedData data = prepared();
+  EXPECT_EQ(data.train.size(), 4);
+  ASSERT_TRUE(data.validation);
+  EXPECT_EQ(small_tokenizer().decode(data.validation->input_ids(0), true), "four");
+  const auto expect_missing = [this](const std::string& option, const std::string& name) {
+    try {
+      prepared();
+      ADD_FAILURE() << name;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kNoInput);
+      EXPECT_NE(std::string(error.what()).find("has no split '" + name + "'"), std::string::npos) << error.what();
+      EXPECT_EQ(error.hint(), "give one of these as " + option + ": train, validation");
+    }
+  };
+  config_.dataset_test_split = "vaildation";
+  expect_missing("dataset_test_split", "vaildation");
+  config_.dataset_test_split.clear();
+  config_.dataset_split = "trian";
+  expect_missing("dataset_split", "trian");
+  EXPECT_EQ(prepare(config_, small_tokenizer(), false).validation->size(), 1);  // nothing to train on is needed
+}
+
 TEST_F(PrepareTest, HoldsOutOfThePartThatIsUsed) {
   folder_.write("set/train.txt", "zero\none\ntwo\nthree\nfour\nfive\n");
   config_.train_file.clear();

@@ -67,6 +67,8 @@ class Fault:
     bytes_per_second: int | None = None
     redirect: str | None = None
     body: bytes | None = None
+    chunked: bool = False  # no Content-Length and no ranges
+    web_files: dict = dataclasses.field(default_factory=dict)  # what is at /web/ after this request
 
 
 @dataclasses.dataclass
@@ -105,6 +107,7 @@ class Hub:
         self.faults = []
         self.requests = []
         self.web_files = {}  # plain files at /web/…, for URLs that are no hub's
+        self.web_headers = {}  # of such a file, in place of its ETag
         self.known_tokens = set()
         self._lock = threading.Lock()
 
@@ -331,7 +334,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = self.owner.web_files.get(path.removeprefix("/web/"))
         if content is None:
             raise Refused(404)
-        return self.send_content(content, {"ETag": f'"{hashlib.md5(content).hexdigest()}"'})
+        self.owner.web_files |= self.fault.web_files
+        headers = self.owner.web_headers.get(path.removeprefix("/web/"), {"ETag": f'"{hashlib.md5(content).hexdigest()}"'})
+        return self.send_content(content, headers)
 
     def send_json(self, value, headers=None):
         self.send(200, {"Content-Type": "application/json", **(headers or {})}, json.dumps(value).encode())
@@ -340,7 +345,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.fault.wrong_bytes:
             content = bytes([content[0] ^ 1]) + content[1:] if content else content
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if not wanted or self.fault.ignore_range:
+        if not wanted or self.fault.ignore_range or self.fault.chunked:
             return self.send(200, headers, content)
         first = int(wanted.group(1))
         last = min(int(wanted.group(2) or len(content) - 1), len(content) - 1)
@@ -356,9 +361,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             if value:
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) + (self.fault.wrong_length or 0)))
+        if self.fault.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(body) + (self.fault.wrong_length or 0)))
         self.end_headers()
         if self.command == "HEAD":
+            return
+        if self.fault.chunked:
+            self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
             return
         is_content = status in (200, 206)
         end = len(body)

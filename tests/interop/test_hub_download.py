@@ -4,12 +4,14 @@
 import hashlib
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
 import time
 
 import pytest
+from conftest import find_program
 from hub_support import TOKEN, Client, client, hub, hub_server  # noqa: F401
 
 NAME = "org/model"
@@ -101,6 +103,18 @@ def test_takes_the_shards_of_an_index(hub, client):
                      "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
 
 
+def test_hundreds_of_files_need_no_hundreds_of_descriptors(hub, client):
+    files = {"config.json": TINY, "model.safetensors": blob_of(20_000)}
+    files |= {f"additional_chat_templates/{i}.jinja": b"%d" % i for i in range(300)}
+    hub.add(NAME, files)
+    done = client.finish(subprocess.Popen(
+        ["sh", "-c", "ulimit -n 256 && exec \"$@\"", "sh", find_program("fettle"), "download", f"--model_name_or_path={NAME}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=client.environment))
+    assert "(files 65-128 of 302)" in done.err
+    assert len(list((client.snapshot(NAME) / "additional_chat_templates").iterdir())) == 300
+    assert leftovers(client) == []
+
+
 def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, client):
     repository = hub.add(NAME, model())
     commit = repository.commit(model(seed=5), branch="refs/pr/1")
@@ -131,6 +145,13 @@ def test_a_missing_repository_without_and_with_a_token(hub, client):
 def test_a_refused_token(hub, client):
     hub.add(NAME, model())
     refused(client, 77, "refuses the token in HF_TOKEN", HF_TOKEN=TOKEN)
+
+
+def test_another_host_that_refuses_says_nothing_about_the_token(hub, client):
+    hub.add(NAME, model(), private_to=[TOKEN])
+    hub.misbehave("/lfs/", status=403)
+    refused(client, 69, f"{hub.cdn}, to which the hub redirects, answers 403", "allow that host in the proxy",
+            HF_TOKEN=TOKEN)
 
 
 def test_a_private_repository(hub, client):
@@ -254,6 +275,18 @@ def test_a_server_without_ranges(hub, client):
     assert "ignores ranges" in done.err
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_server_that_ignores_some_ranges(hub, client, times):
+    size = 8 * MEGABYTE
+    hub.add(NAME, model(size))
+    hub.misbehave("/lfs/", ignore_range=True, times=times)
+    hub.misbehave("/lfs/", bytes_per_second=2_000_000)  # the others are at their pieces meanwhile
+    done = download(client)
+    assert weights(client) == blob_of(size) and leftovers(client) == []
+    assert "fetching them again" not in done.err
+    assert f"downloaded {NAME}: 8.4 MB in" in done.err  # only where the sum of what came is right at the end
+
+
 def test_wrong_bytes_are_fetched_again_and_then_refused(hub, client):
     hub.add(NAME, model())
     hub.misbehave("/lfs/", wrong_bytes=True, times=1)
@@ -276,6 +309,15 @@ def test_server_errors_in_a_transfer(hub, client):
     hub.misbehave("/lfs/", status=500, times=3)
     download(client)
     assert weights(client) == blob_of(3 * MEGABYTE)
+
+
+def test_a_certain_error_waits_for_no_other_connection(hub, client):
+    hub.add(NAME, model())
+    hub.misbehave("/lfs/", status=429, headers={"Retry-After": "60"})
+    hub.misbehave("resolve/.*/tokenizer.json", status=404)
+    began = time.monotonic()
+    refused(client, 66, "has no file tokenizer.json")
+    assert time.monotonic() - began < 30
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -323,6 +365,21 @@ def test_progress_is_a_line_every_few_seconds(hub, client):
     assert f"downloading {NAME}: 3.1 MB" in done.err
     assert f"{NAME}: " in done.err and " left" in done.err and "\r" not in done.err
     assert f"downloaded {NAME}: 3.1 MB in" in done.err
+
+
+def test_a_terminal_that_goes_away_ends_no_download(hub, client):
+    hub.add(NAME, model(3 * MEGABYTE))
+    hub.misbehave("/lfs/", bytes_per_second=600_000)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([find_program("fettle"), "download", f"--model_name_or_path={NAME}"], stderr=theirs,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=client.environment)
+    os.close(theirs)
+    seen = b""
+    while b"\x1b[K" not in seen:  # the line that is drawn anew
+        seen += os.read(ours, 1000)
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert weights(client) == blob_of(3 * MEGABYTE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

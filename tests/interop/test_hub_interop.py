@@ -129,6 +129,15 @@ configs:
 # Stories
 """
 
+SOME_SHARDS = b"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-0000[01]-of-00004.jsonl
+---
+"""
+
 LAYOUTS = {
     "shards": ({"data/train-00001-of-00002.jsonl": lines_of(records(3, "second")),
                 "data/train-00000-of-00002.jsonl": lines_of(records(3, "first")),
@@ -143,6 +152,8 @@ LAYOUTS = {
               "long/held.jsonl": lines_of(records(2, "held"))}, []),
     "card, by name": ({"README.md": README, "short/a.jsonl": lines_of(records(4, "short")),
                        "long/part-0.jsonl": lines_of(records(2))}, ["short"]),
+    "card of some shards": ({"README.md": SOME_SHARDS} | {
+        f"data/train-0000{i}-of-00004.jsonl": lines_of(records(2, f"shard {i}")) for i in range(4)}, []),
 }
 
 
@@ -174,6 +185,7 @@ def test_the_finance_file_of_the_old_guide(hub, client, tmp_path):
         done = client("download", "--dataset", "gbharti/finance-alpaca", "--split", "train[:17]", "--output", output)
         assert read(output) == everything[:17]
         assert done.out.splitlines()[-1] == f"output: {output}"
+        assert "warning" not in done.err  # these are download's own names
     done = client("download", "--dataset=gbharti/finance-alpaca", "--output=a.xlsx", expect=64)
     assert "name a file .json, .jsonl or .csv" in done.error
 
@@ -227,6 +239,63 @@ def test_files_on_the_web(hub, client, tmp_path):
                             (64, "hf://datasets/org/x", "hf URLs are not read")):
         done = client("download", f"--train_file={bad}", expect=code)
         assert part in done.error and "secret" not in done.error
+
+
+def test_a_file_on_the_web_that_changes_while_it_comes(hub, client, tmp_path):
+    """Without ranges and ETags by its length, with them by the ETag of each piece."""
+    output = tmp_path / "out.jsonl"
+    hub.web_files["grows.jsonl"] = lines_of(records(4))
+    hub.web_headers["grows.jsonl"] = {}
+    hub.misbehave("/web/grows", ignore_range=True, times=1, web_files={"grows.jsonl": lines_of(records(6))})
+    hub.misbehave("/web/grows", ignore_range=True)
+    client("download", f"--train_file={hub.cdn}/web/grows.jsonl", f"--output={output}")
+    assert read_jsonl(output) == records(6)
+
+    old, new = records(30_000, "old"), records(30_000, "new")
+    hub.web_files["large.jsonl"] = lines_of(old)
+    hub.misbehave("/web/large", times=1)  # the look
+    hub.misbehave("/web/large", times=1, cut_after=300_000, web_files={"large.jsonl": lines_of(new)})
+    hub.misbehave("/web/large", cut_after=300_000)
+    done = client("download", f"--train_file={hub.cdn}/web/large.jsonl", f"--output={output}")
+    assert read_jsonl(output) == new and "has changed since" in done.err
+    assert not list(client.cache.rglob("*.fettle.*"))
+
+
+def test_a_file_on_the_web_that_never_rests(hub, client):
+    for i in range(10):
+        hub.misbehave("/web/log", ignore_range=True, times=1, web_files={"log.jsonl": lines_of(records(5 + i))})
+    hub.web_files["log.jsonl"] = lines_of(records(4))
+    done = client("download", f"--train_file={hub.cdn}/web/log.jsonl", expect=69)
+    assert "changes while it is downloaded; try again when nobody writes it" in done.error
+
+
+def test_a_file_on_the_web_without_an_etag(hub, client, tmp_path):
+    output = tmp_path / "out.jsonl"
+    for day, prefix in ((6, "old"), (7, "new")):  # of one size
+        hub.web_files["x.jsonl"] = lines_of(records(3, prefix))
+        hub.web_headers["x.jsonl"] = {"Last-Modified": f"Tue, 0{day} Oct 2026 10:00:00 GMT"}
+        client("download", f"--train_file={hub.cdn}/web/x.jsonl", f"--output={output}")
+        assert read_jsonl(output) == records(3, prefix)
+
+
+def test_a_cached_file_of_another_size_is_fetched_again(hub, client, tmp_path):
+    output = tmp_path / "out.jsonl"
+    hub.web_files["x.jsonl"] = lines_of(records(3))
+    for _ in range(2):
+        client("download", f"--train_file={hub.cdn}/web/x.jsonl", f"--output={output}")
+        assert read_jsonl(output) == records(3)
+        next((client.cache / "fettle-urls").rglob("x.jsonl")).write_bytes(lines_of(records(1)))
+
+
+def test_a_file_on_the_web_of_unknown_size(hub, client, tmp_path):
+    output = tmp_path / "out.jsonl"
+    hub.web_files["x.jsonl"] = lines_of(records(3))
+    hub.misbehave("/web/x", chunked=True, times=1)  # the look
+    hub.misbehave("/web/x", status=503, times=2)
+    hub.misbehave("/web/x", status=429, headers={"Retry-After": "0"}, times=1)
+    hub.misbehave("/web/x", chunked=True)
+    client("download", f"--train_file={hub.cdn}/web/x.jsonl", f"--output={output}")
+    assert read_jsonl(output) == records(3)
 
 
 def test_a_url_that_redirects_to_another_host_keeps_the_token(hub, client):
