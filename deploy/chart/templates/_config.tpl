@@ -75,8 +75,11 @@
 {{- if not $kept -}}
 {{- $errors = append $errors (printf "config.output_dir: %s lies on no volume, so the result would be lost with the pod; put it under %s" $output .Values.storage.mountPath) -}}
 {{- end -}}
-{{- if and (gt (int .Values.nodes) 1) (not .Values.storage.existingClaim) (not (has "ReadWriteMany" .Values.storage.accessModes)) -}}
+{{- if and (gt (int .Values.nodes) 1) (include "fettle.oneNode" .) -}}
 {{- $errors = append $errors "storage.accessModes: several nodes write to one volume: ReadWriteMany is needed" -}}
+{{- end -}}
+{{- if and (has "ReadWriteOncePod" .Values.storage.accessModes) (or .Values.dataAccess.enabled .Values.tensorboard.enabled) -}}
+{{- $errors = append $errors "storage.accessModes: with ReadWriteOncePod the training pod alone can have the volume: set dataAccess.enabled and tensorboard.enabled to false" -}}
 {{- end -}}
 {{- if and (trim .Values.hub.token) .Values.hub.existingSecret.name -}}
 {{- $errors = append $errors "hub.token: hub.existingSecret.name is set too; keep one" -}}

@@ -91,13 +91,50 @@ securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
 {{- end -}}
 
-{{/* Where the pods that train, and the one that tests, may run. */}}
+{{/* "true" if the volume can be used on one node only, so that all pods of a release have to be on it. */}}
+{{- define "fettle.oneNode" -}}
+{{- if not (has "ReadWriteMany" .Values.storage.accessModes) -}}true{{- end -}}
+{{- end -}}
+
+{{/*
+The user's affinity, and where the volume is for one node: the node of the release's pods. Takes root and component.
+
+Required affinity to pods of the same labels lets the first of them go anywhere (the scheduler counts the pod itself if it
+finds no other), and all that come later to its node alone. So who comes first decides: on CPUs any may. Cards, though, are
+on few nodes, and free on fewer: there the training pod has to choose, and the small pods, which would be the first since
+they need no card, match training pods alone and wait for one. Not while the run is suspended, which is when files are
+uploaded ahead, or are looked at after the end. TensorBoard follows the data pod too, so that it can come back afterwards.
+*/}}
+{{- define "fettle.affinity" -}}
+{{- $affinity := deepCopy .root.Values.affinity -}}
+{{- if include "fettle.oneNode" .root -}}
+{{- $selector := dict "matchLabels" (include "fettle.selectorLabels" .root | fromYaml) -}}
+{{- if and (ne .root.Values.device "cpu") (not .root.Values.suspend) (has .component (list "data" "tensorboard")) -}}
+{{- $leaders := ternary (list "train" "data") (list "train") (eq .component "tensorboard") -}}
+{{- $_ := set $selector "matchExpressions" (list (dict "key" "app.kubernetes.io/component" "operator" "In" "values" $leaders)) -}}
+{{- end -}}
+{{- $term := dict "labelSelector" $selector "topologyKey" "kubernetes.io/hostname" -}}
+{{- $pods := default dict $affinity.podAffinity -}}
+{{- $required := default list $pods.requiredDuringSchedulingIgnoredDuringExecution -}}
+{{- $_ := set $pods "requiredDuringSchedulingIgnoredDuringExecution" (append $required $term) -}}
+{{- $_ := set $affinity "podAffinity" $pods -}}
+{{- end -}}
+{{- if $affinity -}}{{- toYaml $affinity -}}{{- end -}}
+{{- end -}}
+
+{{/* Where a pod may run. Takes root and component: train, test, data or tensorboard. */}}
 {{- define "fettle.scheduling" -}}
-{{- range $key := list "nodeSelector" "tolerations" "affinity" "priorityClassName" "runtimeClassName" }}
-{{- with get $.Values $key }}
+{{- $keys := list "nodeSelector" "tolerations" -}}
+{{- if has .component (list "train" "test") -}}{{- $keys = concat $keys (list "priorityClassName" "runtimeClassName") -}}{{- end -}}
+{{- range $key := $keys }}
+{{- with get $.root.Values $key }}
 {{ $key }}:
 {{- if kindIs "string" . }} {{ . }}{{ else }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
+{{- end }}
+{{- with include "fettle.affinity" . }}
+affinity:
+  {{- . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
@@ -183,7 +220,7 @@ metadata:
     {{- end }}
 spec:
   {{- include "fettle.podCommon" $root | nindent 2 }}
-  {{- with include "fettle.scheduling" $root | trim }}
+  {{- with include "fettle.scheduling" (dict "root" $root "component" "train") | trim }}
   {{- . | nindent 2 }}
   {{- end }}
   {{- with $values.topologySpreadConstraints }}
