@@ -85,6 +85,12 @@ class MadeFiles(unittest.TestCase):
         version = re.search(r"project\(fettle VERSION (\S+)", (REPOSITORY / "CMakeLists.txt").read_text(encoding="utf-8"))
         self.assertEqual(described["appVersion"], version.group(1))
 
+    def test_make_tags_the_image_that_the_chart_asks_for(self):
+        for device in chart.DEVICES:
+            printed = chart.run("make", "--dry-run", "image", f"TARGET={device}", cwd=REPOSITORY)
+            pod = chart.training_pods(render(merged(MODEL, {"device": device, "image": {"repository": "localhost/fettle"}})))[0]
+            self.assertIn(f"image.sh {device} {pod['spec']['containers'][0]['image']}\n", printed.stdout)
+
 
 class Kubeconform(unittest.TestCase):
     """Against the schemas of the Kubernetes version that tools/cluster runs."""
