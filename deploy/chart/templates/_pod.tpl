@@ -1,7 +1,8 @@
 {{/*
 Environment of a container that runs Fettle. Takes root, job (name of the Job, empty while its hash is made) and role:
-download, check, train or test. extraEnv replaces entries of the same name, since Helm 4 applies on the server's side,
-which refuses duplicates.
+download, check, train, test or data. extraEnv replaces entries of the same name, since Helm 4 applies on the server's side,
+which refuses duplicates. The data pod, in which `fettle download` can be called by hand, has none of extraEnv, which may
+hold secrets, nor the token.
 */}}
 {{- define "fettle.env" -}}
 {{- $values := .root.Values -}}
@@ -9,13 +10,15 @@ which refuses duplicates.
 {{- $env := list
   (dict "name" "HOME" "value" "/tmp")
   (dict "name" "HF_HOME" "value" (printf "%s/huggingface" $cache))
-  (dict "name" "XDG_CACHE_HOME" "value" $cache)
-  (dict "name" "FETTLE_TERMINATION_MESSAGE_PATH" "value" "/dev/termination-log")
-  (dict "name" "OMP_NUM_THREADS" "value" (include "fettle.threads" .root)) -}}
-{{- if eq .role "download" -}}
+  (dict "name" "XDG_CACHE_HOME" "value" $cache) -}}
+{{- if ne .role "data" -}}
+{{- $env = append $env (dict "name" "FETTLE_TERMINATION_MESSAGE_PATH" "value" "/dev/termination-log") -}}
+{{- $env = append $env (dict "name" "OMP_NUM_THREADS" "value" (include "fettle.threads" .root)) -}}
+{{- end -}}
+{{- if has .role (list "download" "data") -}}
 {{- with $values.hub.endpoint -}}{{- $env = append $env (dict "name" "HF_ENDPOINT" "value" .) -}}{{- end -}}
 {{- if $values.hub.offline -}}{{- $env = append $env (dict "name" "HF_HUB_OFFLINE" "value" "1") -}}{{- end -}}
-{{- if include "fettle.tokenSecret" .root -}}
+{{- if and (eq .role "download") (include "fettle.tokenSecret" .root) -}}
 {{- $env = append $env (dict "name" "HF_TOKEN_PATH" "value" "/etc/fettle-hub/token") -}}
 {{- end -}}
 {{- range $name, $value := dict "http" $values.proxy.httpProxy "https" $values.proxy.httpsProxy "no" $values.proxy.noProxy -}}
@@ -37,11 +40,12 @@ which refuses duplicates.
 {{- $env = append $env (dict "name" "WORLD_SIZE" "value" (toString (int $values.nodes))) -}}
 {{- $env = append $env (dict "name" "MASTER_ADDR" "value" (printf "%s-0.%s" .job (include "fettle.fullname" .root))) -}}
 {{- end -}}
+{{- $extraEnv := ternary list $values.extraEnv (eq .role "data") -}}
 {{- $extra := list -}}
-{{- range $values.extraEnv -}}{{- $extra = append $extra .name -}}{{- end -}}
+{{- range $extraEnv -}}{{- $extra = append $extra .name -}}{{- end -}}
 {{- $all := list -}}
 {{- range $env -}}{{- if not (has .name $extra) -}}{{- $all = append $all . -}}{{- end -}}{{- end -}}
-{{- concat $all $values.extraEnv | toYaml -}}
+{{- concat $all $extraEnv | toYaml -}}
 {{- end -}}
 
 {{/* Threads a process: the pod's CPUs, rounded up, shared by its processes. */}}
