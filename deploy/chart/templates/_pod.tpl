@@ -68,18 +68,6 @@ hold secrets, nor the token.
 {{- dict "requests" $amounts "limits" $amounts | toYaml -}}
 {{- end -}}
 
-{{/* Security context of a container that uses the cards. */}}
-{{- define "fettle.deviceSecurityContext" -}}
-{{- $context := deepCopy .Values.containerSecurityContext -}}
-{{- if eq .Values.device "hpu" -}}
-{{/* The driver's libraries bind their memory to the card's NUMA node. */}}
-{{- $capabilities := default dict $context.capabilities -}}
-{{- $_ := set $capabilities "add" (append (default list $capabilities.add) "SYS_NICE" | uniq) -}}
-{{- $_ := set $context "capabilities" $capabilities -}}
-{{- end -}}
-{{- toYaml $context -}}
-{{- end -}}
-
 {{/* What every pod of the release has. */}}
 {{- define "fettle.podCommon" -}}
 automountServiceAccountToken: false
@@ -197,11 +185,7 @@ envFrom:
 resources:
   {{- include "fettle.resources" . | nindent 2 }}
 securityContext:
-  {{- if .cards }}
-  {{- include "fettle.deviceSecurityContext" .root | nindent 2 }}
-  {{- else }}
   {{- toYaml .root.Values.containerSecurityContext | nindent 2 }}
-  {{- end }}
 terminationMessagePolicy: FallbackToLogsOnError
 volumeMounts:
   {{- include "fettle.volumeMounts" .root | nindent 2 }}
