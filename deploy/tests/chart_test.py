@@ -353,7 +353,17 @@ class Names(unittest.TestCase):
                     name = each["metadata"]["name"]
                     self.assertTrue(label.fullmatch(name), name)
                     self.assertLessEqual(len(f"{name}-worker-999"), 63, name)
+                    if each["kind"] == "TrainJob":  # JobSet refuses what may make a longer pod's name
+                        self.assertLessEqual(len(f"{name}-node-0-999-xxxxx"), 63, name)
                     self.assertEqual(each["metadata"]["namespace"], "team-a")
+
+    def test_releases_have_names_of_their_own(self):
+        long = "a-release-name-of-fifty-three-characters-is-the-most"
+        releases = ("7b.llama", "7b-llama", "r7b.llama", "r7b-llama", f"{long}1", f"{long}2")
+        claims = [chart.of_kind(render(MODEL, release=release), "PersistentVolumeClaim")[0] for release in releases]
+        names = [claim["metadata"]["name"] for claim in claims]
+        self.assertEqual(len(set(names)), len(releases), names)
+        self.assertEqual(names[3], "r7b-llama-fettle")  # which needs no change
 
     def job_name(self, values, **options):
         return chart.of_kind(render(values, **options), "Job")[0]["metadata"]["name"]
