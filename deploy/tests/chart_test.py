@@ -51,6 +51,21 @@ class Helm(unittest.TestCase):
         config = chart.config_of(render(merged(MODEL, {"config": {"lora_rank": 8, "evaluation_strategy": "epoch"}})))
         self.assertEqual((config["lora_rank"], config["evaluation_strategy"]), (8, "epoch"))
 
+    def test_other_names_of_what_the_chart_looks_at_are_refused(self):
+        text = "".join(path.read_text(encoding="utf-8") for path in (CHART / "templates").rglob("*.*"))
+        options = chart.load(CHART / "values.schema.json")["properties"]["config"]["properties"]
+        refused = set()
+        for name, schema in options.items():
+            option = schema.get("description", "").removeprefix("Another name of ").rstrip(".")
+            if option not in options or not re.search(rf'"{option}"|config\.{option}\b', text):
+                continue
+            with self.subTest(name):
+                printed = chart.helm_template(merged(MODEL, {"config": {name: "x"}}), extra=["--skip-schema-validation"])
+                real = "set the value device" if option == "device" else f"write config.{option}, its name here"
+                self.assertIn(f"config.{name}: {real}", printed.stdout)
+                refused.add(name)
+        self.assertLessEqual({"model", "dataset", "eval_dataset", "use_lora", "no_cuda", "use_habana"}, refused)
+
     def test_unit_suites(self):
         printed = chart.run(chart.tool("untt"), "--strict", str(CHART))
         self.assertEqual(printed.returncode, 0, printed.stdout)
