@@ -191,6 +191,19 @@ volumeMounts:
   {{- include "fettle.volumeMounts" .root | nindent 2 }}
 {{- end -}}
 
+{{/*
+JSON list of the download's arguments. A branch that has moved on is not followed, so that a pod which comes again finds the
+model that the run began with. What is a path, and may not be uploaded yet, is none of its business.
+*/}}
+{{- define "fettle.downloadArgs" -}}
+{{- $args := list "download" "/etc/fettle/config.json" "--refresh=false" -}}
+{{- range include "fettle.folderOptions" . | fromJsonArray -}}
+{{- $value := toString (default "" (get $.Values.config .)) -}}
+{{- if and $value (include "fettle.isPath" $value) -}}{{- $args = append $args (printf "--%s=" .) -}}{{- end -}}
+{{- end -}}
+{{- toJson $args -}}
+{{- end -}}
+
 {{/* The pod of every kind of run. Takes root and job. */}}
 {{- define "fettle.podTemplate" -}}
 {{- $root := .root -}}
@@ -231,6 +244,15 @@ spec:
     {{- with $values.extraInitContainers }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+    {{- if $downloads }}
+    # Before the wait, so that a token that is refused shows at once.
+    - {{ include "fettle.container" (merge (dict "name" "download" "role" "download" "cards" 0 "args" (include "fettle.downloadArgs" $root | fromJsonArray)) .) | nindent 6 | trim }}
+        {{- if include "fettle.tokenSecret" $root }}
+        - name: hub-token
+          mountPath: /etc/fettle-hub
+          readOnly: true
+        {{- end }}
+    {{- end }}
     {{- with $paths }}
     - name: wait-for-data
       image: {{ include "fettle.image" $root }}
@@ -261,14 +283,6 @@ spec:
           mountPath: {{ $values.storage.mountPath }}
         - name: tmp
           mountPath: /tmp
-    {{- end }}
-    {{- if $downloads }}
-    - {{ include "fettle.container" (merge (dict "name" "download" "role" "download" "cards" 0) .) | nindent 6 | trim }}
-        {{- if include "fettle.tokenSecret" $root }}
-        - name: hub-token
-          mountPath: /etc/fettle-hub
-          readOnly: true
-        {{- end }}
     {{- end }}
     {{- if $values.check.enabled }}
     # With the cards and the memory of training, which it compares its plan with.
