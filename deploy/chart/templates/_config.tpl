@@ -96,6 +96,9 @@
 {{- if not .Values.config.model_name_or_path -}}
 {{- $errors = append $errors "config.model_name_or_path: name the model: a hub name, or a path in the image or on the volume" -}}
 {{- end -}}
+{{- if and .Values.storage.existingClaim (not .Values.config.output_dir) -}}
+{{- $errors = append $errors (printf "config.output_dir: storage.existingClaim may hold the result of another release; name a folder of this one, for instance %s/%s/output" .Values.storage.mountPath .Release.Name) -}}
+{{- end -}}
 {{- $output := include "fettle.outputDir" . -}}
 {{- $mounts := list .Values.storage.mountPath -}}
 {{- range .Values.extraVolumeMounts -}}{{- $mounts = append $mounts .mountPath -}}{{- end -}}
