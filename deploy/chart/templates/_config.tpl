@@ -72,6 +72,25 @@
 {{- end -}}
 {{- end -}}
 
+{{/* JSON list of the ports on which what is fetched is reached: the hub's, those of the records' URLs, the proxies'. */}}
+{{- define "fettle.hubPorts" -}}
+{{- $ports := list -}}
+{{- range concat (list (default "https://huggingface.co" .Values.hub.endpoint)) (include "fettle.files" . | fromJsonArray) -}}
+{{- if regexMatch "^https?://" . -}}
+{{- $port := regexFind ":[0-9]+(/|$)" . | trimPrefix ":" | trimSuffix "/" -}}
+{{- $ports = append $ports (int (default (ternary 80 443 (hasPrefix "http://" .)) $port)) -}}
+{{- end -}}
+{{- end -}}
+{{/* 1080 is what curl takes for a proxy without a port. */}}
+{{- range list .Values.proxy.httpProxy .Values.proxy.httpsProxy -}}
+{{- if . -}}
+{{- $port := regexFind ":[0-9]+(/|$)" . | trimPrefix ":" | trimSuffix "/" -}}
+{{- $ports = append $ports (int (default (ternary 443 1080 (hasPrefix "https://" .)) $port)) -}}
+{{- end -}}
+{{- end -}}
+{{- default ($ports | uniq) .Values.networkPolicy.hubPorts | toJson -}}
+{{- end -}}
+
 {{/* Refuses what the schema cannot see. */}}
 {{- define "fettle.validate" -}}
 {{- $errors := list -}}
