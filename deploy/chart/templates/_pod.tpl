@@ -13,7 +13,7 @@ hold secrets, nor the token.
   (dict "name" "XDG_CACHE_HOME" "value" $cache) -}}
 {{- if ne .role "data" -}}
 {{- $env = append $env (dict "name" "FETTLE_TERMINATION_MESSAGE_PATH" "value" "/dev/termination-log") -}}
-{{- $env = append $env (dict "name" "OMP_NUM_THREADS" "value" (include "fettle.threads" .root)) -}}
+{{- $env = append $env (dict "name" "OMP_NUM_THREADS" "value" (include "fettle.threads" .)) -}}
 {{- end -}}
 {{- if has .role (list "download" "data") -}}
 {{- with $values.hub.endpoint -}}{{- $env = append $env (dict "name" "HF_ENDPOINT" "value" .) -}}{{- end -}}
@@ -48,22 +48,32 @@ hold secrets, nor the token.
 {{- concat $all $extraEnv | toYaml -}}
 {{- end -}}
 
-{{/* Threads a process: the pod's CPUs, rounded up, shared by its processes. */}}
-{{- define "fettle.threads" -}}
-{{- $cpu := toString .Values.resources.cpu -}}
-{{- $cores := ternary (divf (trimSuffix "m" $cpu) 1000) (float64 (trimSuffix "m" $cpu)) (hasSuffix "m" $cpu) -}}
-{{- max 1 (div (ceil $cores) (int .Values.accelerators)) -}}
+{{/* CPUs and memory of a container that runs Fettle: the run's, or those of the test. Takes root and role. */}}
+{{- define "fettle.amounts" -}}
+{{- $own := .root.Values.resources -}}
+{{- $test := ternary .root.Values.test.resources dict (eq (toString .role) "test") -}}
+{{- dict "cpu" (toString (default $own.cpu $test.cpu)) "memory" (toString (default $own.memory $test.memory)) | toJson -}}
 {{- end -}}
 
-{{/* Requests equal to limits. Takes root, and cards: how many. */}}
+{{/* Threads a process: the container's CPUs, rounded up, shared by its processes. Takes root and role. */}}
+{{- define "fettle.threads" -}}
+{{- $cpu := (include "fettle.amounts" . | fromJson).cpu -}}
+{{- $cores := ternary (divf (trimSuffix "m" $cpu) 1000) (float64 (trimSuffix "m" $cpu)) (hasSuffix "m" $cpu) -}}
+{{- max 1 (div (ceil $cores) (ternary 1 (int .root.Values.accelerators) (eq .role "test"))) -}}
+{{- end -}}
+
+{{/* Requests equal to limits. Takes root, role, and cards: how many. */}}
 {{- define "fettle.resources" -}}
 {{- $values := .root.Values -}}
-{{- $amounts := dict "cpu" (toString $values.resources.cpu) "memory" (toString $values.resources.memory) -}}
+{{- $test := eq (toString .role) "test" -}}
+{{- $amounts := include "fettle.amounts" . | fromJson -}}
 {{- if gt (int .cards) 0 -}}
+{{- if or (not $test) (eq $values.device "hpu") -}}
 {{- with $values.resources.hugepages2Mi -}}{{- $_ := set $amounts "hugepages-2Mi" . -}}{{- end -}}
+{{- end -}}
 {{- $resource := default (get (dict "cuda" "nvidia.com/gpu" "hpu" "habana.ai/gaudi") $values.device) $values.resources.accelerator -}}
 {{- if ne $values.device "cpu" -}}{{- $_ := set $amounts $resource (int .cards) -}}{{- end -}}
-{{- $amounts = merge $amounts $values.resources.extra -}}
+{{- if not $test -}}{{- $amounts = merge $amounts $values.resources.extra -}}{{- end -}}
 {{- end -}}
 {{- dict "requests" $amounts "limits" $amounts | toYaml -}}
 {{- end -}}
