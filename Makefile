@@ -1,5 +1,6 @@
 # A thin front over CMake presets. `make help` lists the targets.
 JOBS ?= $(shell nproc)
+VERSION = $(shell sed -n 's/^project.fettle VERSION \([^ ]*\).*/\1/p' CMakeLists.txt)
 .DEFAULT_GOAL := build
 .PHONY: image test-release test-chart test-cluster help setup build build-all dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
 
@@ -43,8 +44,8 @@ nightly: ## the long proofs: the real 135M model against TRL, WikiText-2 perplex
 	@$(MAKE) --no-print-directory build-all
 	@ctest --preset release -L nightly --output-on-failure
 
-image: ## build the image localhost/fettle:cpu (TARGET=cuda or hpu: that one) with docker, podman or buildah
-	@tools/image.sh $(or $(TARGET),cpu) localhost/fettle:$(or $(TARGET),cpu)
+image: ## build the image localhost/fettle:<version>-cpu (TARGET=cuda or hpu: that one) with docker, podman or buildah
+	@tools/image.sh $(or $(TARGET),cpu) localhost/fettle:$(VERSION)-$(or $(TARGET),cpu)
 
 test-cluster: ## the chart on a real Kubernetes made on this machine: trained, interrupted, resumed (root; minutes)
 	@tools/setup.sh test

@@ -7,8 +7,9 @@
 #
 # LOCAL and REMOTE (an absolute path) are the same file or folder, here and there. Files whose SHA-256 is equal on both
 # sides are not sent. A file is written as NAME.part, and gets its name when its hash is right; a copy that was cut goes
-# on where it was, if the part that is there is a beginning of the file. Exit codes: 0 all hashes are equal, 64 usage,
-# 65 a hash differs, 66 no such file, 69 the connection ended (run it again).
+# on where it was, if the part that is there is a beginning of the file. What the pod says is not trusted: a download
+# writes nothing outside LOCAL, also where links in it lead out. Exit codes: 0 all hashes are equal, 64 usage, 65 a hash
+# differs, or the pod says what cannot be, 66 no such file, 69 the connection ended (run it again).
 #
 # Needs bash 3.2 here, and sh and coreutils in the pod. KUBECTL: the command in place of kubectl, with its options.
 set -euo pipefail
@@ -118,6 +119,7 @@ upload_file() {
   size=$(size_of "$file")
   if ((part > 0 && part <= size)); then
     there=$(in_pod "$FACTS" <<<"$remote.part") || cut_off "the start of $file"
+    require_facts "${there%% *}" "${there##* }"
     [[ ${there%% *} != "$(head -c "$part" "$file" | hash_of)" ]] || offset=$part
   fi
   echo "$file: $size bytes$( ((offset == 0)) || echo ", $offset of them are there")"
@@ -144,10 +146,33 @@ upload() {
   local facts
   facts=$(printf '%s\n' "${targets[@]}" | in_pod "$FACTS") || cut_off "the start"
   while read -r hash part; do
+    require_facts "$hash" "$part"
     [[ $hash == "${hashes[index]}" ]] || upload_file "${paths[index]}" "${targets[index]}" "${hashes[index]}" "$part" </dev/null
     index=$((index + 1))
   done <<<"$facts"
   ((index == files)) || cut_off "the start"
+}
+
+# require_facts HASH SIZE: bash would run what stands in place of a number.
+require_facts() {
+  [[ $1 =~ ^[0-9a-f]{64}$|^-$ && $2 =~ ^[0-9]{1,18}$ ]] || fail 65 "pod $pod says what is no hash and size: $(printf '%q' "$1 $2")"
+}
+
+# require_below PATH: of a file under the folder that is copied.
+require_below() {
+  case "/$1/" in *//* | */../* | */./*) fail 65 "pod $pod names a file outside of $remote_root: $(printf '%q' "$1")" ;; esac
+}
+
+# require_inside FILE: in the folder LOCAL, wherever links lead.
+require_inside() {
+  local folder link
+  folder=$(dirname "$1")
+  while [[ ! -e $folder && ! -L $folder ]]; do folder=$(dirname "$folder"); done
+  folder=$(cd -P "$folder" 2>/dev/null && pwd -P) || folder=''
+  [[ ${folder%/}/ == "${real_root%/}"/* ]] || fail 65 "$1: a link leads out of $local_root; nothing is written there"
+  for link in "$1" "$1.part"; do
+    [[ ! -L $link ]] || fail 65 "$link is a link, which is not written through; remove it"
+  done
 }
 
 # download_file LOCAL REMOTE HASH SIZE
@@ -174,7 +199,7 @@ download_file() {
 }
 
 download() {
-  local kind='' hash size path list target
+  local kind='' hash size path list target real_root=''
   list=$(in_pod "$LIST" "${remote_root%/}" </dev/null) || cut_off "the start"
   while read -r hash size path; do
     if [[ -z $kind ]]; then
@@ -183,13 +208,20 @@ download() {
       continue
     fi
     files=$((files + 1))
+    require_facts "$hash" "$size"
     if [[ $kind == folder ]]; then
+      require_below "$path"
+      mkdir -p "$local_root"
+      real_root=$(cd -P "$local_root" && pwd -P)
       target=$local_root/$path path=${remote_root%/}/$path
     else
+      ((files == 1)) || fail 65 "pod $pod names more than the file $remote_root"
       target=$local_root path=$remote_root
       [[ ! -d $target ]] || target=$local_root/${remote_root##*/}
     fi
-    [[ -f $target && $(hash_of "$target") == "$hash" ]] || download_file "$target" "$path" "$hash" "$size" </dev/null
+    [[ ! -f $target || $(hash_of "$target") != "$hash" ]] || continue
+    [[ $kind != folder ]] || require_inside "$target"
+    download_file "$target" "$path" "$hash" "$size" </dev/null
   done <<<"$list"
   ((files > 0)) || fail 66 "$remote_root: there is no file in it"
 }

@@ -17,7 +17,8 @@ Fine-tunes a large language model (LoRA or full) on CPUs, NVIDIA GPUs or Intel G
 adapter on a volume. [docs/kubernetes.md](../../docs/kubernetes.md) is the guide; `deploy/values/` has examples.
 
 ```
-helm install my-run deploy/chart -f deploy/values/example.yaml
+make image                             # localhost/fettle:0.1.0-cpu; then push it, or load it into the nodes
+helm install my-run deploy/chart -f deploy/values/example.yaml --set image.repository=localhost/fettle
 ```
 
 Helm 3 and 4, Kubernetes 1.29 or newer. Needs no operator with `kind: Job`. Values are checked by `values.schema.json`, which holds the program's

@@ -139,7 +139,11 @@ VALUES = struct(
         image=struct(repository=text(), tag=text(), pullPolicy=IMAGE_PULL),
         resources=SMALL_RESOURCES,
     ),
-    test=struct(prompt=text(), maxNewTokens=whole(1)),
+    test=struct(
+        prompt=text(),
+        maxNewTokens=whole(1),
+        resources=struct(cpu=quantity(), memory=quantity(empty=True)),
+    ),
     extraEnv=list_of({**MAP, "required": ["name"]}),
     extraEnvFrom=MAPS,
     extraVolumes=list_of({**MAP, "required": ["name"]}),

@@ -51,6 +51,21 @@ class Helm(unittest.TestCase):
         config = chart.config_of(render(merged(MODEL, {"config": {"lora_rank": 8, "evaluation_strategy": "epoch"}})))
         self.assertEqual((config["lora_rank"], config["evaluation_strategy"]), (8, "epoch"))
 
+    def test_other_names_of_what_the_chart_looks_at_are_refused(self):
+        text = "".join(path.read_text(encoding="utf-8") for path in (CHART / "templates").rglob("*.*"))
+        options = chart.load(CHART / "values.schema.json")["properties"]["config"]["properties"]
+        refused = set()
+        for name, schema in options.items():
+            option = schema.get("description", "").removeprefix("Another name of ").rstrip(".")
+            if option not in options or not re.search(rf'"{option}"|config\.{option}\b', text):
+                continue
+            with self.subTest(name):
+                printed = chart.helm_template(merged(MODEL, {"config": {name: "x"}}), extra=["--skip-schema-validation"])
+                real = "set the value device" if option == "device" else f"write config.{option}, its name here"
+                self.assertIn(f"config.{name}: {real}", printed.stdout)
+                refused.add(name)
+        self.assertLessEqual({"model", "dataset", "eval_dataset", "use_lora", "no_cuda", "use_habana"}, refused)
+
     def test_unit_suites(self):
         printed = chart.run(chart.tool("untt"), "--strict", str(CHART))
         self.assertEqual(printed.returncode, 0, printed.stdout)
@@ -84,6 +99,12 @@ class MadeFiles(unittest.TestCase):
         described = chart.load(CHART / "Chart.yaml")
         version = re.search(r"project\(fettle VERSION (\S+)", (REPOSITORY / "CMakeLists.txt").read_text(encoding="utf-8"))
         self.assertEqual(described["appVersion"], version.group(1))
+
+    def test_make_tags_the_image_that_the_chart_asks_for(self):
+        for device in chart.DEVICES:
+            printed = chart.run("make", "--dry-run", "image", f"TARGET={device}", cwd=REPOSITORY)
+            pod = chart.training_pods(render(merged(MODEL, {"device": device, "image": {"repository": "localhost/fettle"}})))[0]
+            self.assertIn(f"image.sh {device} {pod['spec']['containers'][0]['image']}\n", printed.stdout)
 
 
 class Kubeconform(unittest.TestCase):
@@ -144,8 +165,8 @@ class Kubeconform(unittest.TestCase):
         self.assertNotEqual(self.conform(objects).returncode, 0)
 
 
-def restricted(pod, added=()):
-    """Yields what in a pod breaks the Pod Security Standard "restricted" (`added`: capabilities let through)."""
+def restricted(pod):
+    """Yields what in a pod breaks the Pod Security Standard "restricted"."""
     spec = pod["spec"]
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(field):
@@ -169,7 +190,7 @@ def restricted(pod, added=()):
         capabilities = own.get("capabilities", {})
         if "ALL" not in capabilities.get("drop", []):
             yield f"{name}: capabilities are not dropped"
-        if set(capabilities.get("add", [])) - {"NET_BIND_SERVICE", *added}:
+        if set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"}:
             yield f"{name}: adds {capabilities['add']}"
         if any("hostPort" in port for port in container.get("ports", [])):
             yield f"{name}: hostPort"
@@ -200,7 +221,7 @@ class EveryPod(unittest.TestCase):
             hpu = values.get("device") == "hpu" and uses_cards
             shares = hpu and values.get("accelerators", 1) > 1 and "hostIPC" in pod["spec"]
             expected = ["hostIPC"] if shares else []
-            self.assertEqual(list(restricted(pod, added=["SYS_NICE"] if hpu else [])), expected)
+            self.assertEqual(list(restricted(pod)), expected)
             self.assertEqual(pod["spec"]["automountServiceAccountToken"], False)
             self.assertEqual(pod["spec"]["enableServiceLinks"], False)
             self.assertEqual(pod["spec"]["securityContext"]["fsGroup"], 10001)
@@ -347,7 +368,17 @@ class Names(unittest.TestCase):
                     name = each["metadata"]["name"]
                     self.assertTrue(label.fullmatch(name), name)
                     self.assertLessEqual(len(f"{name}-worker-999"), 63, name)
+                    if each["kind"] == "TrainJob":  # JobSet refuses what may make a longer pod's name
+                        self.assertLessEqual(len(f"{name}-node-0-999-xxxxx"), 63, name)
                     self.assertEqual(each["metadata"]["namespace"], "team-a")
+
+    def test_releases_have_names_of_their_own(self):
+        long = "a-release-name-of-fifty-three-characters-is-the-most"
+        releases = ("7b.llama", "7b-llama", "r7b.llama", "r7b-llama", f"{long}1", f"{long}2")
+        claims = [chart.of_kind(render(MODEL, release=release), "PersistentVolumeClaim")[0] for release in releases]
+        names = [claim["metadata"]["name"] for claim in claims]
+        self.assertEqual(len(set(names)), len(releases), names)
+        self.assertEqual(names[3], "r7b-llama-fettle")  # which needs no change
 
     def job_name(self, values, **options):
         return chart.of_kind(render(values, **options), "Job")[0]["metadata"]["name"]

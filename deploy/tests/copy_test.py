@@ -11,10 +11,12 @@ import unittest
 
 SCRIPT = pathlib.Path(__file__).resolve().parent.parent / "copy.sh"
 # CUT: bytes after which a connection that carries a file ends. SPOIL: a byte of the file is changed on the way.
+# LIE: a line that the pod adds to what it says of its files.
 KUBECTL = """#!/usr/bin/env bash
 echo "$*" >>"$FOLDER/calls"
 while [[ $1 != -- ]]; do shift; done; shift
 case "$*" in
+  *'walk()'*) "$@"; [[ -z ${LIE:-} ]] || echo "$LIE"; exit ;;
   *'cat >>'*) carries=in ;;
   *'tail -c +'*) carries=out ;;
   *) exec "$@" ;;
@@ -132,6 +134,49 @@ class Copy(unittest.TestCase):
         self.assertIn("no such file or folder in pod data-0", self.copy("download", code=66))
         self.here.mkdir()
         self.assertIn("there is no file in it", self.copy("upload", code=66))
+
+    def test_a_pod_that_lies_writes_nothing_outside(self):
+        self.there.mkdir()
+        (self.there / "a").write_text("x", encoding="utf-8")
+        outside = self.folder / "outside"
+        outside.write_text("mine", encoding="utf-8")
+        run = f"x[$(touch {self.folder}/run)]"
+        digest = "0" * 64
+        for lie in (f"{digest} 1 ../outside", f"{digest} 1 {outside}", f"{digest} 1 a/../../outside", f"{digest} 1 .."):
+            self.assertIn("names a file outside", self.copy("download", code=65, LIE=lie))
+        for lie in (f"{digest} {run} b", f"{run} 1 b", f"{digest} 1{'0' * 20} b"):
+            self.assertIn("no hash and size", self.copy("download", code=65, LIE=lie))
+        self.assertIn("more than the file", self.copy("download", there=self.there / "a", here=self.folder / "b", code=65, LIE=f"{digest} 1 c"))
+        self.assertEqual(outside.read_text(encoding="utf-8"), "mine")
+        self.assertFalse((self.folder / "run").exists())
+        self.assertEqual(set(self.files(self.here)), {"a"})
+
+    def test_links_here_are_not_written_through(self):
+        self.write(self.there)
+        outside = self.folder / "outside"
+        outside.mkdir()
+        (self.here / "inside").mkdir(parents=True)
+        (self.here / "a b").symlink_to(outside)
+        self.assertIn("a link leads out of", self.copy("download", code=65))
+        (self.here / "a b").unlink()
+        (self.here / "a b").symlink_to(self.folder / "nowhere")
+        self.assertIn("a link leads out of", self.copy("download", code=65))
+        (self.here / "a b").unlink()
+        (self.here / "empty.part").symlink_to(outside / "empty")
+        self.assertIn("empty.part is a link", self.copy("download", code=65))
+        (self.here / "empty.part").unlink()
+        self.assertEqual(self.files(outside), {})
+        shutil.rmtree(self.here / "a b")
+        (self.here / "a b").symlink_to("inside")
+        self.copy("download")
+        self.assertEqual((self.here / "inside/big file").read_bytes(), self.data)
+
+    def test_a_link_as_the_folder_itself_is_followed(self):
+        self.write(self.there)
+        (self.folder / "real").mkdir()
+        self.here.symlink_to(self.folder / "real")
+        self.copy("download")
+        self.assertEqual((self.folder / "real/a b/big file").read_bytes(), self.data)
 
     def test_usage(self):
         self.here.write_bytes(b"x")

@@ -121,7 +121,7 @@ class WaitForData(unittest.TestCase):
         process = self.start()
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        self.finish(process, code=143)
+        self.finish(process, code=75)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 set -eu
 timeout=$1 quiet=$2 copy=$3 destination=$4 options=$5
 shift 5
-trap 'exit 143' TERM  # as process 1 a shell would ignore it
+trap 'exit 75' TERM  # as process 1 a shell would ignore it; 75: stopped from outside, which is not counted as a failure
 
 # unfinished PATH: whether deploy/copy.sh is still sending it, or something in it.
 unfinished() {

@@ -14,11 +14,27 @@
 {{- merge $own (deepCopy .Values.config) | toPrettyJson -}}
 {{- end -}}
 
-{{/* JSON list of an option that is a list, or one string with spaces or commas. */}}
+{{/* JSON list of an option of paths: a list, a JSON array, or one string with commas, since a path may hold spaces. */}}
 {{- define "fettle.list" -}}
 {{- if kindIs "slice" . -}}{{ toJson . }}
-{{- else -}}{{ regexSplit "[ ,]+" (toString (default "" .)) -1 | compact | toJson }}
+{{- else -}}
+{{- $text := toString (default "" .) | trim -}}
+{{- if hasPrefix "[" $text -}}{{ $text }}{{- else -}}{{ regexSplit " *, *" $text -1 | compact | toJson }}{{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Options that take a folder, or a name of the hub. */}}
+{{- define "fettle.folderOptions" -}}
+{{- list "model_name_or_path" "tokenizer_name" "config_name" "adapter_name_or_path" "dataset_name" | toJson -}}
+{{- end -}}
+
+{{/* JSON list of the files that the configuration names as records. */}}
+{{- define "fettle.files" -}}
+{{- $files := list -}}
+{{- range list "train_file" "validation_file" -}}
+{{- $files = concat $files (include "fettle.list" (get $.Values.config .) | fromJsonArray) -}}
+{{- end -}}
+{{- toJson $files -}}
 {{- end -}}
 
 {{/* JSON list of what the configuration names on the volume: it may have to be uploaded first. */}}
@@ -26,10 +42,10 @@
 {{- $paths := list -}}
 {{- if .Values.waitForData.enabled -}}
 {{- $named := list -}}
-{{- range list "model_name_or_path" "tokenizer_name" "config_name" "dataset_name" "eval_dataset" "train_file" "validation_file" -}}
-{{- $named = concat $named (include "fettle.list" (get $.Values.config .) | fromJsonArray) -}}
+{{- range append (include "fettle.folderOptions" . | fromJsonArray) "prompt_template" -}}
+{{- $named = append $named (toString (default "" (get $.Values.config .))) -}}
 {{- end -}}
-{{- range $named -}}
+{{- range concat $named (include "fettle.files" . | fromJsonArray) -}}
 {{- if hasPrefix (printf "%s/" $.Values.storage.mountPath) . -}}{{- $paths = append $paths . -}}{{- end -}}
 {{- end -}}
 {{- $paths = concat $paths .Values.waitForData.paths -}}
@@ -37,24 +53,56 @@
 {{- uniq $paths | toJson -}}
 {{- end -}}
 
-{{/* "true" if model or data are fetched first: as asked for, else if the configuration names what is no path. */}}
+{{/* "true" for what is on this machine, not on the hub. */}}
+{{- define "fettle.isPath" -}}
+{{- if regexMatch "^[./~]|[.]gguf$" . -}}true{{- end -}}
+{{- end -}}
+
+{{/* "true" if model or data are fetched first: the configuration names what is no path, unless download.enabled is false. */}}
 {{- define "fettle.downloads" -}}
-{{- if kindIs "bool" .Values.download.enabled -}}
-{{- if .Values.download.enabled -}}true{{- end -}}
-{{- else -}}
-{{- range list "model_name_or_path" "tokenizer_name" "config_name" "adapter_name_or_path" "dataset_name" -}}
-{{- $value := toString (default "/" (get $.Values.config .)) -}}
-{{- if not (regexMatch "^[./~]" $value) -}}true{{- end -}}
+{{- if ne (toString .Values.download.enabled) "false" -}}
+{{- $fetched := false -}}
+{{- range include "fettle.folderOptions" . | fromJsonArray -}}
+{{- if not (include "fettle.isPath" (toString (default "/" (get $.Values.config .)))) -}}{{- $fetched = true -}}{{- end -}}
+{{- end -}}
+{{- range include "fettle.files" . | fromJsonArray -}}
+{{- if regexMatch "^https?://" . -}}{{- $fetched = true -}}{{- end -}}
+{{- end -}}
+{{- if $fetched -}}true{{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* JSON list of the ports on which what is fetched is reached: the hub's, those of the records' URLs, the proxies'. */}}
+{{- define "fettle.hubPorts" -}}
+{{- $ports := list -}}
+{{- range concat (list (default "https://huggingface.co" .Values.hub.endpoint)) (include "fettle.files" . | fromJsonArray) -}}
+{{- if regexMatch "^https?://" . -}}
+{{- $port := regexFind ":[0-9]+(/|$)" . | trimPrefix ":" | trimSuffix "/" -}}
+{{- $ports = append $ports (int (default (ternary 80 443 (hasPrefix "http://" .)) $port)) -}}
+{{- end -}}
+{{- end -}}
+{{/* 1080 is what curl takes for a proxy without a port. */}}
+{{- range list .Values.proxy.httpProxy .Values.proxy.httpsProxy -}}
+{{- if . -}}
+{{- $port := regexFind ":[0-9]+(/|$)" . | trimPrefix ":" | trimSuffix "/" -}}
+{{- $ports = append $ports (int (default (ternary 443 1080 (hasPrefix "https://" .)) $port)) -}}
+{{- end -}}
+{{- end -}}
+{{- default ($ports | uniq) .Values.networkPolicy.hubPorts | toJson -}}
 {{- end -}}
 
 {{/* Refuses what the schema cannot see. */}}
 {{- define "fettle.validate" -}}
 {{- $errors := list -}}
-{{- range $option, $value := dict "device" "device" "nproc_per_node" "accelerators" "metrics_port" "metrics.port" -}}
+{{- range $option, $value := dict "device" "device" "no_cuda" "device" "use_cpu" "device" "use_habana" "device" "nproc_per_node" "accelerators" "metrics_port" "metrics.port" -}}
 {{- if hasKey $.Values.config $option -}}
 {{- $errors = append $errors (printf "config.%s: set the value %s in its place" $option $value) -}}
+{{- end -}}
+{{- end -}}
+{{/* Other names of options that the templates look at: they would look past them. */}}
+{{- range $other, $option := dict "model" "model_name_or_path" "tokenizer_name_or_path" "tokenizer_name" "peft_model_dir" "adapter_name_or_path" "dataset" "dataset_name" "eval_dataset" "validation_file" "chat_template_path" "prompt_template" "use_lora" "use_peft" -}}
+{{- if hasKey $.Values.config $other -}}
+{{- $errors = append $errors (printf "config.%s: write config.%s, its name here" $other $option) -}}
 {{- end -}}
 {{- end -}}
 {{- range list "token" "hub_token" "use_auth_token" -}}
@@ -67,6 +115,9 @@
 {{- if not .Values.config.model_name_or_path -}}
 {{- $errors = append $errors "config.model_name_or_path: name the model: a hub name, or a path in the image or on the volume" -}}
 {{- end -}}
+{{- if and .Values.storage.existingClaim (not .Values.config.output_dir) -}}
+{{- $errors = append $errors (printf "config.output_dir: storage.existingClaim may hold the result of another release; name a folder of this one, for instance %s/%s/output" .Values.storage.mountPath .Release.Name) -}}
+{{- end -}}
 {{- $output := include "fettle.outputDir" . -}}
 {{- $mounts := list .Values.storage.mountPath -}}
 {{- range .Values.extraVolumeMounts -}}{{- $mounts = append $mounts .mountPath -}}{{- end -}}
@@ -75,8 +126,11 @@
 {{- if not $kept -}}
 {{- $errors = append $errors (printf "config.output_dir: %s lies on no volume, so the result would be lost with the pod; put it under %s" $output .Values.storage.mountPath) -}}
 {{- end -}}
-{{- if and (gt (int .Values.nodes) 1) (not .Values.storage.existingClaim) (not (has "ReadWriteMany" .Values.storage.accessModes)) -}}
+{{- if and (gt (int .Values.nodes) 1) (include "fettle.oneNode" .) -}}
 {{- $errors = append $errors "storage.accessModes: several nodes write to one volume: ReadWriteMany is needed" -}}
+{{- end -}}
+{{- if and (has "ReadWriteOncePod" .Values.storage.accessModes) (or .Values.dataAccess.enabled .Values.tensorboard.enabled) -}}
+{{- $errors = append $errors "storage.accessModes: with ReadWriteOncePod the training pod alone can have the volume: set dataAccess.enabled and tensorboard.enabled to false" -}}
 {{- end -}}
 {{- if and (trim .Values.hub.token) .Values.hub.existingSecret.name -}}
 {{- $errors = append $errors "hub.token: hub.existingSecret.name is set too; keep one" -}}

@@ -3,8 +3,10 @@
 {{- end -}}
 
 {{/*
-Name of the release's objects. At most 40 characters, so that what is made of it stays within a host name's 63:
-<fullname>-<8 of a hash>-worker-<index>. A release's name may hold dots and begin with a digit, a host's may not.
+Name of the release's objects. At most 36 characters, so that what is made of it stays within a host name's 63:
+<fullname>-<8 of a hash>-node-0-<index>-<5 random>, the pods of a JobSet, which refuses longer ones. A release's name may
+hold dots and begin with a digit, a host's may not. What had to be changed gets 6 characters of the whole name's hash, since
+another release's name may become the same otherwise.
 */}}
 {{- define "fettle.fullname" -}}
 {{- $name := .Values.fullnameOverride -}}
@@ -12,9 +14,12 @@ Name of the release's objects. At most 40 characters, so that what is made of it
 {{- $chart := default .Chart.Name .Values.nameOverride -}}
 {{- $name = ternary .Release.Name (printf "%s-%s" .Release.Name $chart) (contains $chart .Release.Name) -}}
 {{- end -}}
-{{- $name = replace "." "-" $name -}}
-{{- if regexMatch "^[0-9]" $name -}}{{- $name = printf "r%s" $name -}}{{- end -}}
-{{- $name | trunc 40 | trimSuffix "-" -}}
+{{- $fit := replace "." "-" $name | trimSuffix "-" -}}
+{{- if regexMatch "^[0-9]" $fit -}}{{- $fit = printf "r%s" $fit -}}{{- end -}}
+{{- if or (ne $fit $name) (gt (len $fit) 36) -}}
+{{- $fit = printf "%s-%s" ($fit | trunc 29 | trimSuffix "-") (sha256sum $name | trunc 6) -}}
+{{- end -}}
+{{- $fit -}}
 {{- end -}}
 
 {{/*

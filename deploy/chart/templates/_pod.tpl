@@ -1,7 +1,8 @@
 {{/*
 Environment of a container that runs Fettle. Takes root, job (name of the Job, empty while its hash is made) and role:
-download, check, train or test. extraEnv replaces entries of the same name, since Helm 4 applies on the server's side,
-which refuses duplicates.
+download, check, train, test or data. extraEnv replaces entries of the same name, since Helm 4 applies on the server's side,
+which refuses duplicates. The data pod, in which `fettle download` can be called by hand, has none of extraEnv, which may
+hold secrets, nor the token.
 */}}
 {{- define "fettle.env" -}}
 {{- $values := .root.Values -}}
@@ -9,13 +10,15 @@ which refuses duplicates.
 {{- $env := list
   (dict "name" "HOME" "value" "/tmp")
   (dict "name" "HF_HOME" "value" (printf "%s/huggingface" $cache))
-  (dict "name" "XDG_CACHE_HOME" "value" $cache)
-  (dict "name" "FETTLE_TERMINATION_MESSAGE_PATH" "value" "/dev/termination-log")
-  (dict "name" "OMP_NUM_THREADS" "value" (include "fettle.threads" .root)) -}}
-{{- if eq .role "download" -}}
+  (dict "name" "XDG_CACHE_HOME" "value" $cache) -}}
+{{- if ne .role "data" -}}
+{{- $env = append $env (dict "name" "FETTLE_TERMINATION_MESSAGE_PATH" "value" "/dev/termination-log") -}}
+{{- $env = append $env (dict "name" "OMP_NUM_THREADS" "value" (include "fettle.threads" .)) -}}
+{{- end -}}
+{{- if has .role (list "download" "data") -}}
 {{- with $values.hub.endpoint -}}{{- $env = append $env (dict "name" "HF_ENDPOINT" "value" .) -}}{{- end -}}
 {{- if $values.hub.offline -}}{{- $env = append $env (dict "name" "HF_HUB_OFFLINE" "value" "1") -}}{{- end -}}
-{{- if include "fettle.tokenSecret" .root -}}
+{{- if and (eq .role "download") (include "fettle.tokenSecret" .root) -}}
 {{- $env = append $env (dict "name" "HF_TOKEN_PATH" "value" "/etc/fettle-hub/token") -}}
 {{- end -}}
 {{- range $name, $value := dict "http" $values.proxy.httpProxy "https" $values.proxy.httpsProxy "no" $values.proxy.noProxy -}}
@@ -37,43 +40,42 @@ which refuses duplicates.
 {{- $env = append $env (dict "name" "WORLD_SIZE" "value" (toString (int $values.nodes))) -}}
 {{- $env = append $env (dict "name" "MASTER_ADDR" "value" (printf "%s-0.%s" .job (include "fettle.fullname" .root))) -}}
 {{- end -}}
+{{- $extraEnv := ternary list $values.extraEnv (eq .role "data") -}}
 {{- $extra := list -}}
-{{- range $values.extraEnv -}}{{- $extra = append $extra .name -}}{{- end -}}
+{{- range $extraEnv -}}{{- $extra = append $extra .name -}}{{- end -}}
 {{- $all := list -}}
 {{- range $env -}}{{- if not (has .name $extra) -}}{{- $all = append $all . -}}{{- end -}}{{- end -}}
-{{- concat $all $values.extraEnv | toYaml -}}
+{{- concat $all $extraEnv | toYaml -}}
 {{- end -}}
 
-{{/* Threads a process: the pod's CPUs, rounded up, shared by its processes. */}}
+{{/* CPUs and memory of a container that runs Fettle: the run's, or those of the test. Takes root and role. */}}
+{{- define "fettle.amounts" -}}
+{{- $own := .root.Values.resources -}}
+{{- $test := ternary .root.Values.test.resources dict (eq (toString .role) "test") -}}
+{{- dict "cpu" (toString (default $own.cpu $test.cpu)) "memory" (toString (default $own.memory $test.memory)) | toJson -}}
+{{- end -}}
+
+{{/* Threads a process: the container's CPUs, rounded up, shared by its processes. Takes root and role. */}}
 {{- define "fettle.threads" -}}
-{{- $cpu := toString .Values.resources.cpu -}}
+{{- $cpu := (include "fettle.amounts" . | fromJson).cpu -}}
 {{- $cores := ternary (divf (trimSuffix "m" $cpu) 1000) (float64 (trimSuffix "m" $cpu)) (hasSuffix "m" $cpu) -}}
-{{- max 1 (div (ceil $cores) (int .Values.accelerators)) -}}
+{{- max 1 (div (ceil $cores) (ternary 1 (int .root.Values.accelerators) (eq .role "test"))) -}}
 {{- end -}}
 
-{{/* Requests equal to limits. Takes root, and cards: how many. */}}
+{{/* Requests equal to limits. Takes root, role, and cards: how many. */}}
 {{- define "fettle.resources" -}}
 {{- $values := .root.Values -}}
-{{- $amounts := dict "cpu" (toString $values.resources.cpu) "memory" (toString $values.resources.memory) -}}
+{{- $test := eq (toString .role) "test" -}}
+{{- $amounts := include "fettle.amounts" . | fromJson -}}
 {{- if gt (int .cards) 0 -}}
+{{- if or (not $test) (eq $values.device "hpu") -}}
 {{- with $values.resources.hugepages2Mi -}}{{- $_ := set $amounts "hugepages-2Mi" . -}}{{- end -}}
+{{- end -}}
 {{- $resource := default (get (dict "cuda" "nvidia.com/gpu" "hpu" "habana.ai/gaudi") $values.device) $values.resources.accelerator -}}
 {{- if ne $values.device "cpu" -}}{{- $_ := set $amounts $resource (int .cards) -}}{{- end -}}
-{{- $amounts = merge $amounts $values.resources.extra -}}
+{{- if not $test -}}{{- $amounts = merge $amounts $values.resources.extra -}}{{- end -}}
 {{- end -}}
 {{- dict "requests" $amounts "limits" $amounts | toYaml -}}
-{{- end -}}
-
-{{/* Security context of a container that uses the cards. */}}
-{{- define "fettle.deviceSecurityContext" -}}
-{{- $context := deepCopy .Values.containerSecurityContext -}}
-{{- if eq .Values.device "hpu" -}}
-{{/* The driver's libraries bind their memory to the card's NUMA node. */}}
-{{- $capabilities := default dict $context.capabilities -}}
-{{- $_ := set $capabilities "add" (append (default list $capabilities.add) "SYS_NICE" | uniq) -}}
-{{- $_ := set $context "capabilities" $capabilities -}}
-{{- end -}}
-{{- toYaml $context -}}
 {{- end -}}
 
 {{/* What every pod of the release has. */}}
@@ -91,13 +93,50 @@ securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
 {{- end -}}
 
-{{/* Where the pods that train, and the one that tests, may run. */}}
+{{/* "true" if the volume can be used on one node only, so that all pods of a release have to be on it. */}}
+{{- define "fettle.oneNode" -}}
+{{- if not (has "ReadWriteMany" .Values.storage.accessModes) -}}true{{- end -}}
+{{- end -}}
+
+{{/*
+The user's affinity, and where the volume is for one node: the node of the release's pods. Takes root and component.
+
+Required affinity to pods of the same labels lets the first of them go anywhere (the scheduler counts the pod itself if it
+finds no other), and all that come later to its node alone. So who comes first decides: on CPUs any may. Cards, though, are
+on few nodes, and free on fewer: there the training pod has to choose, and the small pods, which would be the first since
+they need no card, match training pods alone and wait for one. Not while the run is suspended, which is when files are
+uploaded ahead, or are looked at after the end. TensorBoard follows the data pod too, so that it can come back afterwards.
+*/}}
+{{- define "fettle.affinity" -}}
+{{- $affinity := deepCopy .root.Values.affinity -}}
+{{- if include "fettle.oneNode" .root -}}
+{{- $selector := dict "matchLabels" (include "fettle.selectorLabels" .root | fromYaml) -}}
+{{- if and (ne .root.Values.device "cpu") (not .root.Values.suspend) (has .component (list "data" "tensorboard")) -}}
+{{- $leaders := ternary (list "train" "data") (list "train") (eq .component "tensorboard") -}}
+{{- $_ := set $selector "matchExpressions" (list (dict "key" "app.kubernetes.io/component" "operator" "In" "values" $leaders)) -}}
+{{- end -}}
+{{- $term := dict "labelSelector" $selector "topologyKey" "kubernetes.io/hostname" -}}
+{{- $pods := default dict $affinity.podAffinity -}}
+{{- $required := default list $pods.requiredDuringSchedulingIgnoredDuringExecution -}}
+{{- $_ := set $pods "requiredDuringSchedulingIgnoredDuringExecution" (append $required $term) -}}
+{{- $_ := set $affinity "podAffinity" $pods -}}
+{{- end -}}
+{{- if $affinity -}}{{- toYaml $affinity -}}{{- end -}}
+{{- end -}}
+
+{{/* Where a pod may run. Takes root and component: train, test, data or tensorboard. */}}
 {{- define "fettle.scheduling" -}}
-{{- range $key := list "nodeSelector" "tolerations" "affinity" "priorityClassName" "runtimeClassName" }}
-{{- with get $.Values $key }}
+{{- $keys := list "nodeSelector" "tolerations" -}}
+{{- if has .component (list "train" "test") -}}{{- $keys = concat $keys (list "priorityClassName" "runtimeClassName") -}}{{- end -}}
+{{- range $key := $keys }}
+{{- with get $.root.Values $key }}
 {{ $key }}:
 {{- if kindIs "string" . }} {{ . }}{{ else }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
+{{- end }}
+{{- with include "fettle.affinity" . }}
+affinity:
+  {{- . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
@@ -156,14 +195,23 @@ envFrom:
 resources:
   {{- include "fettle.resources" . | nindent 2 }}
 securityContext:
-  {{- if .cards }}
-  {{- include "fettle.deviceSecurityContext" .root | nindent 2 }}
-  {{- else }}
   {{- toYaml .root.Values.containerSecurityContext | nindent 2 }}
-  {{- end }}
 terminationMessagePolicy: FallbackToLogsOnError
 volumeMounts:
   {{- include "fettle.volumeMounts" .root | nindent 2 }}
+{{- end -}}
+
+{{/*
+JSON list of the download's arguments. A branch that has moved on is not followed, so that a pod which comes again finds the
+model that the run began with. What is a path, and may not be uploaded yet, is none of its business.
+*/}}
+{{- define "fettle.downloadArgs" -}}
+{{- $args := list "download" "/etc/fettle/config.json" "--refresh=false" -}}
+{{- range include "fettle.folderOptions" . | fromJsonArray -}}
+{{- $value := toString (default "" (get $.Values.config .)) -}}
+{{- if and $value (include "fettle.isPath" $value) -}}{{- $args = append $args (printf "--%s=" .) -}}{{- end -}}
+{{- end -}}
+{{- toJson $args -}}
 {{- end -}}
 
 {{/* The pod of every kind of run. Takes root and job. */}}
@@ -183,7 +231,7 @@ metadata:
     {{- end }}
 spec:
   {{- include "fettle.podCommon" $root | nindent 2 }}
-  {{- with include "fettle.scheduling" $root | trim }}
+  {{- with include "fettle.scheduling" (dict "root" $root "component" "train") | trim }}
   {{- . | nindent 2 }}
   {{- end }}
   {{- with $values.topologySpreadConstraints }}
@@ -205,6 +253,15 @@ spec:
   initContainers:
     {{- with $values.extraInitContainers }}
     {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- if $downloads }}
+    # Before the wait, so that a token that is refused shows at once.
+    - {{ include "fettle.container" (merge (dict "name" "download" "role" "download" "cards" 0 "args" (include "fettle.downloadArgs" $root | fromJsonArray)) .) | nindent 6 | trim }}
+        {{- if include "fettle.tokenSecret" $root }}
+        - name: hub-token
+          mountPath: /etc/fettle-hub
+          readOnly: true
+        {{- end }}
     {{- end }}
     {{- with $paths }}
     - name: wait-for-data
@@ -236,14 +293,6 @@ spec:
           mountPath: {{ $values.storage.mountPath }}
         - name: tmp
           mountPath: /tmp
-    {{- end }}
-    {{- if $downloads }}
-    - {{ include "fettle.container" (merge (dict "name" "download" "role" "download" "cards" 0) .) | nindent 6 | trim }}
-        {{- if include "fettle.tokenSecret" $root }}
-        - name: hub-token
-          mountPath: /etc/fettle-hub
-          readOnly: true
-        {{- end }}
     {{- end }}
     {{- if $values.check.enabled }}
     # With the cards and the memory of training, which it compares its plan with.
