@@ -5,10 +5,12 @@
 #include <fmt/format.h>
 #include <openssl/evp.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
 #include "base/error.h"
+#include "base/file.h"
 
 namespace fettle {
 namespace {
@@ -19,67 +21,43 @@ std::string hexadecimal(std::span<const uint8_t> digest) {
   return text;
 }
 
-EVP_MD_CTX* begin_digest(const EVP_MD* algorithm, const char* name) {
-  EVP_MD_CTX* context = EVP_MD_CTX_new();
-  if (context == nullptr || EVP_DigestInit_ex(context, algorithm, nullptr) != 1) {
-    throw Error(ExitCode::kInternal, fmt::format("{} is not available from OpenSSL", name));
-  }
-  return context;
-}
-
-std::string end_digest(void* context) {
-  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
-  unsigned int length = 0;
-  EVP_DigestFinal_ex(static_cast<EVP_MD_CTX*>(context), digest.data(), &length);
-  return hexadecimal(std::span(digest.data(), length));
-}
-
 FettleBlake3* hasher(void* context) {
   return static_cast<FettleBlake3*>(context);
 }
 
 }  // namespace
 
-Sha256::Sha256() : context_(begin_digest(EVP_sha256(), "SHA-256")) {}
+OpenSslHash::OpenSslHash(const char* name) : context_(EVP_MD_CTX_new()) {
+  const EVP_MD* algorithm = EVP_get_digestbyname(name);
+  if (context_ == nullptr || algorithm == nullptr ||
+      EVP_DigestInit_ex(static_cast<EVP_MD_CTX*>(context_), algorithm, nullptr) != 1) {
+    throw Error(ExitCode::kInternal, fmt::format("{} is not available from OpenSSL", name));
+  }
+}
 
-Sha256::~Sha256() {
+OpenSslHash::~OpenSslHash() {
   EVP_MD_CTX_free(static_cast<EVP_MD_CTX*>(context_));
 }
 
-void Sha256::update(std::span<const std::byte> bytes) {
+void OpenSslHash::update(std::span<const std::byte> bytes) {
   EVP_DigestUpdate(static_cast<EVP_MD_CTX*>(context_), bytes.data(), bytes.size());
 }
 
-void Sha256::update(std::string_view text) {
+void OpenSslHash::update(std::string_view text) {
   update(std::as_bytes(std::span(text.data(), text.size())));
 }
 
-std::string Sha256::finish() {
-  return end_digest(context_);
+std::string OpenSslHash::finish() {
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+  unsigned int length = 0;
+  EVP_DigestFinal_ex(static_cast<EVP_MD_CTX*>(context_), digest.data(), &length);
+  return hexadecimal(std::span(digest.data(), length));
 }
 
 std::string sha256(std::string_view text) {
   Sha256 hash;
   hash.update(text);
   return hash.finish();
-}
-
-Sha1::Sha1() : context_(begin_digest(EVP_sha1(), "SHA-1")) {}
-
-Sha1::~Sha1() {
-  EVP_MD_CTX_free(static_cast<EVP_MD_CTX*>(context_));
-}
-
-void Sha1::update(std::span<const std::byte> bytes) {
-  EVP_DigestUpdate(static_cast<EVP_MD_CTX*>(context_), bytes.data(), bytes.size());
-}
-
-void Sha1::update(std::string_view text) {
-  update(std::as_bytes(std::span(text.data(), text.size())));
-}
-
-std::string Sha1::finish() {
-  return end_digest(context_);
 }
 
 Blake3::Blake3() : context_(fettle_blake3_new()) {}
@@ -96,6 +74,17 @@ std::string Blake3::finish() const {
   std::array<uint8_t, 32> digest{};
   fettle_blake3_finish(hasher(context_), digest.data());
   return hexadecimal(digest);
+}
+
+void read_in_pieces(const std::filesystem::path& path, const std::function<void(std::span<const std::byte>)>& read) {
+  constexpr size_t kPiece = size_t{64} << 20;
+  const auto file = MappedFile::open(path);
+  for (std::span<const std::byte> rest = file->bytes(); !rest.empty();) {
+    const auto piece = rest.first(std::min(rest.size(), kPiece));
+    read(piece);
+    release_pages(piece);
+    rest = rest.subspan(piece.size());
+  }
 }
 
 }  // namespace fettle

@@ -21,18 +21,9 @@ namespace {
 constexpr size_t kDigits = 64;
 constexpr std::string_view kBetween = "  ";
 
-/// The file's bytes are released as they are read: a model need not stay in memory for this.
-std::string hash_file(const fs::path& path, int64_t& bytes) {
-  constexpr size_t kChunk = size_t{64} << 20;
-  const auto file = MappedFile::open(path);
+std::string hash_file(const fs::path& path) {
   Sha256 hash;
-  for (std::span<const std::byte> rest = file->bytes(); !rest.empty();) {
-    const auto chunk = rest.first(std::min(rest.size(), kChunk));
-    hash.update(chunk);
-    release_pages(chunk);
-    rest = rest.subspan(chunk.size());
-  }
-  bytes += static_cast<int64_t>(file->bytes().size());
+  update_from_file(hash, path);
   return hash.finish();
 }
 
@@ -96,13 +87,12 @@ std::vector<fs::path> files_below(const fs::path& folder) {
 
 void write_checksums(const fs::path& folder, const std::vector<fs::path>& files) {
   std::string content;
-  int64_t bytes = 0;
   for (const fs::path& file : files) {
     const std::string name = file.string();
     if (name.find_first_of("\n\r\\") != std::string::npos) {
       throw Error(ExitCode::kData, fmt::format("{}: no manifest can hold this name", quote(name)), "rename the file");
     }
-    content += fmt::format("{}{}{}\n", hash_file(folder / file, bytes), kBetween, name);
+    content += fmt::format("{}{}{}\n", hash_file(folder / file), kBetween, name);
   }
   write_file(folder / kChecksumFile, content);
 }
@@ -114,9 +104,10 @@ ChecksumResult compare_checksums(const fs::path& folder) {
     ++result.files;
     if (!path_exists(folder / path)) {
       result.problems.push_back(path.string() + " is missing");
-    } else if (hash_file(folder / path, result.bytes) != hash) {
-      result.problems.push_back(path.string() + " differs from what was written");
+      continue;
     }
+    if (hash_file(folder / path) != hash) result.problems.push_back(path.string() + " differs from what was written");
+    result.bytes += static_cast<int64_t>(fs::file_size(folder / path));
   }
   for (const fs::path& file : files_below(folder)) {
     if (!expected.contains(file)) result.unlisted.push_back(file);

@@ -134,17 +134,16 @@ void PartialFile::write_at(int64_t offset, std::string_view bytes) {
 
 bool PartialFile::has_digest(std::string_view digest) const {
   if (digest.size() != 64 && digest.size() != 40) return true;
-  const auto map = MappedFile::open(data_path_);
-  if (static_cast<int64_t>(map->bytes().size()) != size_) return false;
+  if (static_cast<int64_t>(fs::file_size(data_path_)) != size_) return false;
   if (digest.size() == 64) {
     Sha256 hash;
-    hash.update(map->bytes());
+    update_from_file(hash, data_path_);
     return hash.finish() == digest;
   }
   Sha1 hash;
   hash.update(fmt::format("blob {}", size_));
   hash.update(std::string_view("\0", 1));
-  hash.update(map->bytes());
+  update_from_file(hash, data_path_);
   return hash.finish() == digest;
 }
 

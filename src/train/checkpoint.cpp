@@ -46,7 +46,7 @@ std::optional<int64_t> step_of(const fs::path& folder) {
 
 std::string hash_file(const fs::path& path) {
   Blake3 hash;
-  hash.update(MappedFile::open(path)->bytes());
+  update_from_file(hash, path);
   return hash.finish();
 }
 
