@@ -11,6 +11,7 @@
 #include <string>
 
 #include "base/watchdog.h"
+#include "support/free_port.h"
 #include "train/tiny.h"
 
 namespace fettle::train {
@@ -19,42 +20,12 @@ namespace {
 using testing::HasSubstr;
 using testing::StartsWith;
 
-sockaddr_in loopback(uint16_t port) {
+std::string get(uint16_t port, const std::string& path) {
+  const int connection = ::socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(port);
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return address;
-}
-
-/// A socket that listens at a port of the system's choice.
-class Listener {
- public:
-  Listener() : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address = loopback(0);
-    socklen_t length = sizeof(address);
-    ::bind(socket_, reinterpret_cast<sockaddr*>(&address), sizeof(address));
-    ::listen(socket_, 1);
-    ::getsockname(socket_, reinterpret_cast<sockaddr*>(&address), &length);
-    port_ = ntohs(address.sin_port);
-  }
-  ~Listener() { ::close(socket_); }
-  Listener(const Listener&) = delete;
-  Listener& operator=(const Listener&) = delete;
-  [[nodiscard]] uint16_t port() const { return port_; }
-
- private:
-  int socket_;
-  uint16_t port_ = 0;
-};
-
-uint16_t free_port() {
-  return Listener().port();
-}
-
-std::string get(uint16_t port, const std::string& path) {
-  const int connection = ::socket(AF_INET, SOCK_STREAM, 0);
-  const sockaddr_in address = loopback(port);
   EXPECT_EQ(::connect(connection, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
   const std::string request = "GET " + path + " HTTP/1.0\r\n\r\n";
   EXPECT_EQ(::send(connection, request.data(), request.size(), 0), static_cast<ssize_t>(request.size()));
@@ -110,7 +81,8 @@ TEST(MetricsServer, EndsAndGivesItsPortBack) {
 }
 
 TEST(MetricsServer, APortThatIsTakenIsAnError) {
-  const Listener other;
+  const FreePort other;
+  other.listen();
   EXPECT_EQ(code_of([&] { MetricsServer(other.port(), {}); }), ExitCode::kUnavailable);
 }
 
