@@ -23,7 +23,7 @@ import time
 import yaml
 
 import kube
-from kube import CACHE, CHART, COPY, IMAGE, ROOT, VALUES, Namespace, kubectl, release, require, run, settings, wait_until
+from kube import CACHE, CHART, ROOT, VALUES, Namespace, kubectl, release, require, run, settings, wait_until
 
 import harness  # pylint: disable=wrong-import-order  # kube has told where it is
 
@@ -208,11 +208,9 @@ def copied(workplace, summary, _):
             large.write(os.urandom(4 << 20))
     (place / "data/small.txt").write_text("small\n")
     with release(**RUN) as run_:
-        pod = run_.data_pod()
         for direction, here in (("upload", place / "data"), ("download", place / "back")):
-            command = ["bash", COPY, direction, "--namespace", run_.namespace.name, "--pod", pod, here, "/data/dataset"]
-            environment = {**os.environ, "KUBECTL": str(CACHE / "bin/kubectl")}
-            process = subprocess.Popen(list(map(str, command)), env=environment, start_new_session=True,
+            command, environment = run_.copy_command(direction, here, "/data/dataset")
+            process = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True,
                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
             def part():

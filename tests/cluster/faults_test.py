@@ -9,6 +9,7 @@
   full             no room on the volume: a clear failure, the checkpoint before it intact, and the run goes on with room
 """
 
+import functools
 import json
 import sys
 import time
@@ -130,11 +131,11 @@ def fill_memory(run_):
                            "dd if=/dev/zero of=/dev/shm/fill bs=1M count=2000 || true", expect=None)
 
 
-def reference(workplace, references={}):  # pylint: disable=dangerous-default-value  # made once
-    if not references:
-        with release(**LONG) as run_:
-            references["output"] = run_.result(workplace.new("reference"), seconds=400)
-    return references["output"]
+@functools.cache
+def reference(workplace):
+    """The result of a run that nothing interrupted."""
+    with release(**LONG) as run_:
+        return run_.result(workplace.new("reference"), seconds=400)
 
 
 def interrupted(workplace, summary, _):

@@ -154,9 +154,14 @@ class Release:
         self.namespace.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s")
         return name
 
-    def copy(self, direction, here, there, expect=0, timeout=300):
-        return run("bash", COPY, direction, "--namespace", self.namespace.name, "--pod", self.data_pod(), here, there,
-                   expect=expect, timeout=timeout, environment={"KUBECTL": str(CACHE / "bin/kubectl")})
+    def copy_command(self, direction, here, there):
+        """deploy/copy.sh, and the environment that it needs."""
+        command = ["bash", COPY, direction, "--namespace", self.namespace.name, "--pod", self.data_pod(), here, there]
+        return [*map(str, command)], {"KUBECTL": str(CACHE / "bin/kubectl")}
+
+    def copy(self, direction, here, there, timeout=300):
+        command, environment = self.copy_command(direction, here, there)
+        return run(*command, timeout=timeout, environment=environment)
 
     def in_volume(self, *command, expect=0):
         return self.namespace.kubectl("exec", self.data_pod(), "--", *command, expect=expect)

@@ -8,14 +8,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 archive=$(realpath -m "$1")
 base=localhost/debian:bookworm-slim
 
-packages=(buildah debootstrap)
-for package in "${packages[@]}"; do
-  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' && continue
-  apt-get update -q >/dev/null
-  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}" >/dev/null
-  break
-done
-
 # What Docker's slim image leaves out is left out here too: documentation and translations.
 make_base() {
   local folder container

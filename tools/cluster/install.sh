@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what the cluster and the chart's tests need, from the Go modules of its makers, into $CLUSTER_CACHE/bin:
-#   install.sh cluster    Debian's containerd and runc, Kubernetes in one binary, CoreDNS, the pause image
+#   install.sh cluster    Debian's containerd, runc and buildah, Kubernetes in one binary, CoreDNS, the pause image
 #   install.sh chart      helm3 helm4 untt (helm-unittest) kubeconform
 #   install.sh manifests  those of training-operator and of Kubeflow Trainer
 #   install.sh operators  the same, and training-operator
@@ -15,7 +15,8 @@ export CGO_ENABLED=0 GOFLAGS=
 mkdir -p "$bin" "$manifests"
 
 operator=github.com/kubeflow/training-operator@v1.8.1
-packages=(containerd runc containernetworking-plugins iptables conntrack socat iproute2 util-linux openssl gcc libc6-dev)
+packages=(containerd runc containernetworking-plugins iptables conntrack socat iproute2 util-linux openssl gcc libc6-dev
+  buildah debootstrap)
 
 log() { echo "install.sh: $*" >&2; }
 
