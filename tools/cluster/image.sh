@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds the image for the cluster's tests where there is no container engine's daemon and no image registry: on a
 # Debian made by debootstrap, by buildah, with this machine's Rust and ccache lent to the build.
-#   image.sh FILE    the archive that cluster.sh load-image takes; the image is localhost/fettle:test
+#   image.sh FILE [cpu|cuda]    the archive that cluster.sh load-image takes; the image is localhost/fettle:test
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-(($# == 1)) || { sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
-archive=$(realpath -m "$1")
+(($# == 1 || $# == 2)) || { sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+archive=$(realpath -m "$1") target=${2:-cpu}
 base=localhost/debian:bookworm-slim
 
 # What Docker's slim image leaves out is left out here too: documentation and translations.
@@ -35,7 +35,7 @@ if [[ -n ${PIP_CERT:-} ]]; then
   lent+=(--volume "$PIP_CERT:/run/authorities.crt:ro")
   lent+=(--build-arg PIP_CERT=/run/authorities.crt --build-arg CARGO_HTTP_CAINFO=/run/authorities.crt)
 fi
-IMAGE_ENGINE="buildah bud --isolation chroot --pull-never --layers --quiet" tools/image.sh cpu localhost/fettle:test \
+IMAGE_ENGINE="buildah bud --isolation chroot --pull-never --layers --quiet" tools/image.sh "$target" localhost/fettle:test \
   --build-arg BASE_IMAGE="$base" --build-arg BUILD_IMAGE="$base" "${lent[@]}" >&2
 rm -f "$archive"
 buildah push --quiet localhost/fettle:test "oci-archive:$archive:localhost/fettle:test"
