@@ -41,7 +41,42 @@ void check(const TokenDataset& dataset, const OrderOptions& options) {
   }
 }
 
+void close_document(Batch& batch, int64_t document) {
+  batch.documents.push_back(document);
+  if (batch.tokens.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
+    throw Error(ExitCode::kConfig, "a micro-batch has more than 2^31 tokens", "lower the batch size");
+  }
+  batch.cu_seqlens.push_back(static_cast<int32_t>(batch.tokens.size()));
+}
+
+void append(Batch& batch, const TokenDataset& dataset, int64_t document) {
+  const auto ids = dataset.input_ids(document);
+  const auto labels = dataset.labels(document);
+  batch.tokens.insert(batch.tokens.end(), ids.begin(), ids.end());
+  batch.labels.insert(batch.labels.end(), labels.begin() + 1, labels.end());
+  batch.labels.push_back(kIgnore);
+  for (size_t t = 0; t < ids.size(); ++t) batch.positions.push_back(static_cast<int64_t>(t));
+  batch.target_tokens += count_targets(labels);
+  close_document(batch, document);
+}
+
 }  // namespace
+
+Batch single_document(const TokenDataset& dataset, int64_t index) {
+  Batch batch;
+  batch.cu_seqlens.push_back(0);
+  append(batch, dataset, index);
+  return batch;
+}
+
+void append_filling(Batch& batch, int64_t tokens) {
+  if (tokens == 0) return;
+  const size_t size = batch.tokens.size() + static_cast<size_t>(tokens);
+  batch.tokens.resize(size, 0);
+  batch.labels.resize(size, kIgnore);
+  batch.positions.resize(size, 0);
+  close_document(batch, kFilling);
+}
 
 BatchOrder::BatchOrder(const TokenDataset& dataset, OrderOptions options, int64_t epoch)
     : dataset_(dataset), options_(options) {
@@ -83,29 +118,30 @@ std::span<const int64_t> BatchOrder::documents(int64_t index) const {
     throw Error(ExitCode::kInternal, fmt::format("batch {} of {}", index, batches()));
   }
   const int64_t first_row = index * options_.batch_size;
-  const int64_t last_row = std::min(first_row + options_.batch_size, rows());
-  const auto begin = documents_.begin() + row_offsets_[static_cast<size_t>(first_row)];
-  const auto end = documents_.begin() + row_offsets_[static_cast<size_t>(last_row)];
-  return {begin, end};
+  return row_documents(first_row, std::min(first_row + options_.batch_size, rows()));
+}
+
+std::span<const int64_t> BatchOrder::row_documents(int64_t first, int64_t last) const {
+  const auto begin = documents_.begin() + row_offsets_[static_cast<size_t>(first)];
+  return {begin, documents_.begin() + row_offsets_[static_cast<size_t>(last)]};
 }
 
 Batch BatchOrder::batch(int64_t index) const {
   const std::span<const int64_t> documents = this->documents(index);
   Batch batch;
-  batch.documents.assign(documents.begin(), documents.end());
   batch.cu_seqlens.push_back(0);
-  for (const int64_t document : batch.documents) {
-    const auto ids = dataset_.input_ids(document);
-    const auto labels = dataset_.labels(document);
-    batch.tokens.insert(batch.tokens.end(), ids.begin(), ids.end());
-    batch.labels.insert(batch.labels.end(), labels.begin() + 1, labels.end());
-    batch.labels.push_back(kIgnore);
-    for (size_t t = 0; t < ids.size(); ++t) batch.positions.push_back(static_cast<int64_t>(t));
-    batch.target_tokens += count_targets(labels);
-    if (batch.tokens.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
-      throw Error(ExitCode::kConfig, "a micro-batch has more than 2^31 tokens", "lower the batch size");
+  if (!options_.fill_rows) {
+    for (const int64_t document : documents) append(batch, dataset_, document);
+    return batch;
+  }
+  batch.row_length = options_.max_seq_length;
+  batch.one_document_a_row = !options_.packing;
+  const int64_t first_row = index * options_.batch_size;
+  for (int64_t row = first_row; row < first_row + options_.batch_size; ++row) {
+    if (row < rows()) {
+      for (const int64_t document : row_documents(row, row + 1)) append(batch, dataset_, document);
     }
-    batch.cu_seqlens.push_back(static_cast<int32_t>(batch.tokens.size()));
+    append_filling(batch, (row - first_row + 1) * options_.max_seq_length - std::ssize(batch.tokens));
   }
   return batch;
 }

@@ -17,6 +17,7 @@
 #include "hub/safetensors.h"
 #include "train/loop.h"
 #include "train/tensor_file.h"
+#include "train/training_inputs.h"
 
 namespace fettle::train {
 namespace {
@@ -52,20 +53,6 @@ std::vector<Record> records_of(const data::TokenDataset& dataset) {
 }
 
 }  // namespace
-
-data::Batch single_document(const data::TokenDataset& dataset, int64_t index) {
-  const auto tokens = dataset.input_ids(index);
-  const auto labels = dataset.labels(index);
-  data::Batch batch;
-  batch.tokens.assign(tokens.begin(), tokens.end());
-  batch.labels.assign(labels.begin() + 1, labels.end());
-  batch.labels.push_back(data::kIgnore);
-  for (size_t i = 0; i < tokens.size(); ++i) batch.positions.push_back(static_cast<int64_t>(i));
-  batch.cu_seqlens = {0, static_cast<int32_t>(tokens.size())};
-  batch.documents = {index};
-  for (const int64_t label : batch.labels) batch.target_tokens += label != data::kIgnore ? 1 : 0;
-  return batch;
-}
 
 Evaluation evaluate(const model::Decoder& model, const data::TokenDataset& dataset, const data::OrderOptions& order,
                     int64_t most_batches) {
@@ -120,7 +107,7 @@ Evaluation evaluate_records(const model::Decoder& model, const data::TokenDatase
     int64_t targets = 0;
     int64_t tokens = 0;
     for (int64_t i = record.begin; i < record.end; ++i) {
-      const data::Batch batch = single_document(dataset, i);
+      const data::Batch batch = fitted_document(dataset, i, model.device());
       if (batch.target_tokens > 0) loss += model.loss_sum(to_tensors(batch)).item<double>();
       targets += batch.target_tokens;
       tokens += dataset.length(i);
@@ -152,8 +139,11 @@ void write_logits(const model::Decoder& model, const data::TokenDataset& dataset
   }
   at::Tensor logits;
   hub::write_safetensors(file, views, {}, [&](const hub::TensorView& view) {
-    const data::Batch document = single_document(dataset, documents.at(view.name));
-    logits = model.logits(model.hidden_states(to_tensors(document))).to(at::kCPU, at::kFloat).contiguous();
+    const data::Batch document = fitted_document(dataset, documents.at(view.name), model.device());
+    logits = model.logits(model.hidden_states(to_tensors(document)))
+                 .to(at::kCPU, at::kFloat)
+                 .narrow(0, 0, view.shape[0])
+                 .contiguous();
     return bytes_of(logits);
   });
 }

@@ -36,7 +36,4 @@ Evaluation evaluate_records(const model::Decoder& model, const data::TokenDatase
 /// Error{kIo} or {kPermission}; `file` is complete or not there.
 void write_logits(const model::Decoder& model, const data::TokenDataset& dataset, const std::filesystem::path& file);
 
-/// One document as a batch of its own; `index` of the dataset.
-data::Batch single_document(const data::TokenDataset& dataset, int64_t index);
-
 }  // namespace fettle::train

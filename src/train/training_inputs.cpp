@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/training_inputs.h"
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 #include <utility>
 
 #include "base/log.h"
 #include "base/watchdog.h"
 #include "data/prompt.h"
+#include "device/device.h"
 #include "train/output_folder.h"
 
 namespace fettle::train {
@@ -20,6 +23,18 @@ std::string settled_date(const config::Config& config, const text::Tokenizer& to
   std::string date = data::PromptBuilder(data, tokenizer).template_date();
   if (!date.empty()) log::info("the chat template writes the date, here {}; template_date sets another", date);
   return date;
+}
+
+int64_t longest_row(const data::TokenDataset& dataset) {
+  constexpr int64_t kStep = 128;
+  return (dataset.preparation().longest + kStep - 1) / kStep * kStep;
+}
+
+data::OrderOptions fitted(data::OrderOptions order, const data::TokenDataset& dataset, at::Device device) {
+  if (!device::compiles_graphs(device)) return order;
+  order.fill_rows = true;
+  if (!order.packing) order.max_seq_length = std::min(order.max_seq_length, longest_row(dataset));
+  return order;
 }
 
 }  // namespace
@@ -36,14 +51,26 @@ TrainingInputs prepare_training(const config::Config& given) {
   return {std::move(config), std::move(model), std::move(data)};
 }
 
-data::OrderOptions training_order(const config::Config& config) {
-  return {config.data.max_seq_length, config.data.packing, config.data.shuffle, config.training.seed,
-          config.training.per_device_train_batch_size};
+data::OrderOptions training_order(const config::Config& config, const data::TokenDataset& dataset, at::Device device) {
+  return fitted({config.data.max_seq_length, config.data.packing, config.data.shuffle, config.training.seed,
+                 config.training.per_device_train_batch_size},
+                dataset, device);
 }
 
-data::OrderOptions evaluation_order(const config::Config& config) {
-  return {config.data.max_seq_length, config.data.packing, /*shuffle=*/false, config.training.seed,
-          config.training.per_device_eval_batch_size};
+data::OrderOptions evaluation_order(const config::Config& config, const data::TokenDataset& dataset,
+                                    at::Device device) {
+  return fitted({config.data.max_seq_length, config.data.packing, /*shuffle=*/false, config.training.seed,
+                 config.training.per_device_eval_batch_size},
+                dataset, device);
+}
+
+data::Batch fitted_document(const data::TokenDataset& dataset, int64_t index, at::Device device) {
+  data::Batch batch = data::single_document(dataset, index);
+  if (!device::compiles_graphs(device)) return batch;
+  batch.row_length = longest_row(dataset);
+  batch.one_document_a_row = true;
+  data::append_filling(batch, batch.row_length - std::ssize(batch.tokens));
+  return batch;
 }
 
 }  // namespace fettle::train

@@ -2,6 +2,8 @@
 /// What a training run knows before its weights are touched; `fettle train` and `fettle check` begin with it.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include "config/config.h"
 #include "data/batch.h"
 #include "data/dataset.h"
@@ -18,8 +20,12 @@ struct TrainingInputs {
 /// Throws as load_inputs, data::prepare and require_vocabulary.
 TrainingInputs prepare_training(const config::Config& given);
 
-/// The order of the training records, and that of the validation records.
-data::OrderOptions training_order(const config::Config& config);
-data::OrderOptions evaluation_order(const config::Config& config);
+/// The order of the training records, and that of the validation records. For a device that compiles for one shape, rows
+/// are filled; those of one document are no longer than the longest needs, in steps of 128 tokens.
+data::OrderOptions training_order(const config::Config& config, const data::TokenDataset& dataset, at::Device device);
+data::OrderOptions evaluation_order(const config::Config& config, const data::TokenDataset& dataset, at::Device device);
+
+/// A document as `fettle eval` takes it by itself: filled likewise.
+data::Batch fitted_document(const data::TokenDataset& dataset, int64_t index, at::Device device);
 
 }  // namespace fettle::train

@@ -70,6 +70,36 @@ TEST(BatchTest, StreamOfDocumentsWithShiftedLabels) {
   EXPECT_EQ(dataset.target_tokens(), 3);
 }
 
+TEST(BatchTest, FilledRowsHaveOneShapeWhateverTheDocuments) {
+  const TokenDataset dataset = documents_of({3, 2, 5, 4, 1});  // rows of 5: {3, 2}, {5}, {4, 1}
+  for (const bool packing : {true, false}) {
+    const OrderOptions options{
+        .max_seq_length = 5, .packing = packing, .shuffle = false, .batch_size = 2, .fill_rows = true};
+    const BatchOrder order(dataset, options, 0);
+    OrderOptions plain = options;
+    plain.fill_rows = false;
+    for (int64_t i = 0; i < order.batches(); ++i) {
+      const Batch batch = order.batch(i);
+      EXPECT_EQ(batch.tokens.size(), 10u);
+      EXPECT_EQ(batch.labels.size(), 10u);
+      EXPECT_EQ(batch.positions.size(), 10u);
+      EXPECT_EQ(batch.row_length, 5);
+      EXPECT_EQ(batch.one_document_a_row, !packing);
+      EXPECT_EQ(batch.cu_seqlens.back(), 10);
+      EXPECT_EQ(batch.cu_seqlens.size(), batch.documents.size() + 1);
+      EXPECT_EQ(batch.target_tokens, BatchOrder(dataset, plain, 0).batch(i).target_tokens);
+      EXPECT_EQ(std::ssize(batch.labels) - std::ranges::count(batch.labels, kIgnore), batch.target_tokens);
+      std::vector<int64_t> documents = batch.documents;
+      std::erase(documents, kFilling);
+      EXPECT_EQ(documents, BatchOrder(dataset, plain, 0).batch(i).documents);
+    }
+  }
+  const Batch last = BatchOrder(dataset, {5, true, false, 1, 2, true}, 0).batch(1);
+  EXPECT_THAT(last.tokens, ElementsAre(3, 3, 3, 3, 4, 0, 0, 0, 0, 0));
+  EXPECT_THAT(last.cu_seqlens, ElementsAre(0, 4, 5, 10));
+  EXPECT_THAT(last.documents, ElementsAre(3, 4, kFilling));
+}
+
 TEST(BatchTest, EveryDocumentOnceAnEpochAndNoRowOverfull) {
   const auto lengths = long_tailed_lengths(1000, 256);
   const TokenDataset dataset = documents_of(lengths);

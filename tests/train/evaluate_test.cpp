@@ -62,8 +62,8 @@ TEST(Evaluate, RecordsAddUpToTheWhole) {
 TEST(Evaluate, StopsAfterTheBatchesAskedFor) {
   const model::Decoder model = tiny_lora(at::kFloat);
   const Evaluation first = evaluate(model, tiny_dataset(9), {64, false, false, 0, 1}, 2);
-  EXPECT_EQ(first.target_tokens,
-            single_document(tiny_dataset(9), 0).target_tokens + single_document(tiny_dataset(9), 1).target_tokens);
+  EXPECT_EQ(first.target_tokens, data::single_document(tiny_dataset(9), 0).target_tokens +
+                                     data::single_document(tiny_dataset(9), 1).target_tokens);
 }
 
 TEST(Evaluate, RefusesNoTargetsAndNonFiniteModels) {
@@ -88,7 +88,7 @@ TEST(WriteLogits, HoldsEveryRecordsLogits) {
     ASSERT_NE(view, nullptr);
     EXPECT_EQ(view->shape, (std::vector<int64_t>{dataset.length(i), 512}));
     const at::Tensor stored = at::from_blob(const_cast<std::byte*>(view->bytes.data()), view->shape, at::kFloat);
-    EXPECT_TRUE(at::allclose(stored, model.logits(model.hidden_states(to_tensors(single_document(dataset, i))))));
+    EXPECT_TRUE(at::allclose(stored, model.logits(model.hidden_states(to_tensors(data::single_document(dataset, i))))));
   }
 }
 
