@@ -3,12 +3,15 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
 #include <utility>
 
 #include "base/file.h"
@@ -22,6 +25,7 @@
 #include "ops/linear_cross_entropy.h"
 #include "ops/rms_norm.h"
 #include "ops/rotary.h"
+#include "ops/row_attention.h"
 #include "ops/to_device.h"
 
 namespace fettle::model {
@@ -34,7 +38,24 @@ struct Stream {
   RopeTable rope;
   ops::LoraOptions lora;
   KvCache* cache;
+  std::shared_ptr<ops::RowMasks> rows = {};  // null: documents have the shape that they have
 };
+
+std::shared_ptr<ops::RowMasks> row_masks(const Batch& batch, at::Device device) {
+  const int64_t length = batch.row_length;
+  if (length == 0) return nullptr;
+  const int64_t rows = batch.tokens.size(0) / length;
+  at::Tensor documents;
+  if (!batch.one_document_a_row) {
+    documents = at::empty({batch.tokens.size(0)}, at::kInt);
+    auto* of_token = documents.mutable_data_ptr<int32_t>();
+    for (size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
+      std::fill(of_token + batch.cu_seqlens[i], of_token + batch.cu_seqlens[i + 1], static_cast<int32_t>(i));
+    }
+    documents = ops::to_device(documents, device);
+  }
+  return std::make_shared<ops::RowMasks>(length, std::move(documents), rows, device);
+}
 
 at::Tensor attend(const Layer& layer, int64_t index, const at::Tensor& x, const Stream& stream) {
   const DecoderSpec& spec = stream.spec;
@@ -53,7 +74,9 @@ at::Tensor attend(const Layer& layer, int64_t index, const at::Tensor& x, const 
   const ops::AttentionSpec attention{.scale = 1.0 / std::sqrt(static_cast<double>(spec.head_dim)),
                                      .window = spec.windows[static_cast<size_t>(index)]};
   at::Tensor mixed;  // [T, H, D]
-  if (stream.cache == nullptr) {
+  if (stream.rows != nullptr) {
+    mixed = ops::attention(query, key, value, attention, *stream.rows);
+  } else if (stream.cache == nullptr) {
     mixed = ops::attention(query, key, value, attention, stream.cu_seqlens);
   } else {
     const auto [keys, values] = stream.cache->append(index, key, value);
@@ -82,6 +105,8 @@ void check(const Batch& batch, const KvCache* cache) {
               "Decoder: cu_seqlens runs from 0 to T");
   TORCH_CHECK(cache == nullptr || (batch.cu_seqlens.size() == 2 && !at::GradMode::is_enabled()),
               "Decoder: a cache continues one document, without gradients");
+  TORCH_CHECK(batch.row_length == 0 || (cache == nullptr && tokens % batch.row_length == 0), "Decoder: rows of ",
+              batch.row_length, " tokens in ", tokens);
 }
 
 // Builds layers from tensors whose names and shapes have been checked.
@@ -207,7 +232,8 @@ at::Tensor Decoder::hidden_states(const Batch& batch, KvCache* cache) const {
       .cu_seqlens = batch.cu_seqlens,
       .rope = rope_table(model.spec.rope, batch.positions, batch.cu_seqlens, {model.dtype, model.device}),
       .lora = model.lora_options(),
-      .cache = cache};
+      .cache = cache,
+      .rows = row_masks(batch, model.device)};
   if (model.gathered) {
     TORCH_CHECK(cache == nullptr, "Decoder: no cache with shared layers");
     model.gathered->begin_forward(at::GradMode::is_enabled());
@@ -217,11 +243,11 @@ at::Tensor Decoder::hidden_states(const Batch& batch, KvCache* cache) const {
     const Layer& layer = model.layers[static_cast<size_t>(i)];
     if (model.checkpoints_gradients && cache == nullptr) {
       // The block outlives this call: it keeps its own stream (tensors are shared, boundaries copied).
-      const auto block = [&layer, &model, i, boundaries = batch.cu_seqlens, rope = stream.rope,
-                          lora = stream.lora](const at::Tensor& input) {
+      const auto block = [&layer, &model, i, boundaries = batch.cu_seqlens, rope = stream.rope, lora = stream.lora,
+                          rows = stream.rows](const at::Tensor& input) {
         const GatheredLayers::Use weights =
             model.gathered ? model.gathered->use(i) : GatheredLayers::Use();  // until the layer is computed
-        return transform(layer, i, input, {model.spec, boundaries, rope, lora, nullptr});
+        return transform(layer, i, input, {model.spec, boundaries, rope, lora, nullptr, rows});
       };
       x = checkpoint(block, x, /*uses_random_numbers=*/stream.lora.dropout > 0);
     } else {
@@ -244,6 +270,9 @@ at::Tensor Decoder::loss_sum(const Batch& batch) const {
   if (impl_->device.is_cpu()) return ops::linear_cross_entropy(hidden, impl_->head->value(), batch.labels);
   // What the operator could only know by waiting: whether labels are valid, and which rows have a target.
   TORCH_CHECK(batch.labels.max().item<int64_t>() < spec().vocab_size, "Decoder: a label is outside the vocabulary");
+  if (batch.row_length > 0) {
+    return ops::linear_cross_entropy(hidden, impl_->head->value(), ops::to_device(batch.labels, impl_->device));
+  }
   const at::Tensor rows = at::nonzero(batch.labels != ops::kIgnore).squeeze(1);
   return ops::linear_cross_entropy(hidden.index_select(0, ops::to_device(rows, impl_->device)), impl_->head->value(),
                                    ops::to_device(batch.labels.index_select(0, rows), impl_->device));
@@ -268,6 +297,9 @@ const DecoderSpec& Decoder::spec() const {
 }
 at::ScalarType Decoder::dtype() const {
   return impl_->dtype;
+}
+bool Decoder::caches_keys() const {
+  return !impl_->device.is_hpu();
 }
 at::Device Decoder::device() const {
   return impl_->device;

@@ -28,6 +28,10 @@ struct Batch {
   at::Tensor labels;                ///< [T] the token predicted at t, or -100; undefined: no loss is asked for
   at::Tensor positions;             ///< [T] restart at 0 in each document
   std::vector<int32_t> cu_seqlens;  ///< [n+1] document boundaries: 0 … T
+  /// Not 0: T is a multiple of it, no document reaches over such a boundary, and the computation depends on nothing but
+  /// T: the same graph for every batch. What a row is filled with is a document too.
+  int64_t row_length = 0;
+  bool one_document_a_row = false;  ///< and nothing but filling, which has no target, after it
 };
 
 struct NamedTensor {
@@ -84,6 +88,9 @@ class Decoder {
   /// The stream after the final norm: [T, C], on the model's device. With a cache the batch is the continuation of the
   /// cached document: one document, positions from cache->length() on.
   [[nodiscard]] at::Tensor hidden_states(const Batch& batch, KvCache* cache = nullptr) const;
+  /// Whether a cache helps. On a device that compiles a graph for each shape (hpu) one that grows with every token
+  /// would be compiled for minutes: computing a filled row anew is faster.
+  [[nodiscard]] bool caches_keys() const;
   /// [rows, C] → [rows, V] in the compute type.
   [[nodiscard]] at::Tensor logits(const at::Tensor& hidden) const;
   /// Sum of the token losses over the labels that are not -100: float32 scalar. Differentiable with respect to

@@ -112,7 +112,9 @@ RopeTable rope_table(const RopeSpec& rope, const at::Tensor& positions, const st
   };
   at::Tensor all;
   RopeFrequencies frequencies = rope_frequencies(rope, 0);
-  if (rope.kind == RopeKind::kDynamic) {
+  // Only documents beyond what the model was made for have frequencies of their own.
+  const bool by_document = rope.kind == RopeKind::kDynamic && positions.max().item<int64_t>() + 1 > rope.max_positions;
+  if (by_document) {
     std::vector<at::Tensor> parts;
     for (size_t i = 0; i + 1 < cu_seqlens.size(); ++i) {
       const int64_t tokens = cu_seqlens[i + 1] - cu_seqlens[i];

@@ -15,6 +15,7 @@
 
 #include "ops/cpu/kernels.h"
 #include "ops/dispatch.h"
+#include "ops/hpu/cross_entropy.h"
 
 namespace fettle::ops {
 namespace {
@@ -28,10 +29,10 @@ constexpr int64_t kChunkBytes = 24 << 20;
 constexpr int64_t kLeastRows =
     256;  // the weight is read anew for each chunk: with V = 128,256, 98 rows took 1.15 times as long
 
-// A GPU needs larger products than a cache has room for, and adds each chunk's share of the weight's gradient to all of
-// it: at V = 151,936 and C = 896 that took a quarter of the head's time in chunks of 256 MiB.
-constexpr int64_t kCudaChunkBytes = 512 << 20;
-constexpr int64_t kCudaRows = 128;  // whole tiles of a product
+// An accelerator needs larger products than a cache has room for, and adds each chunk's share of the weight's gradient
+// to all of it: at V = 151,936 and C = 896 that took a quarter of the head's time in chunks of 256 MiB.
+constexpr int64_t kAcceleratorChunkBytes = 512 << 20;
+constexpr int64_t kAcceleratorRows = 128;  // whole tiles of a product
 
 struct Wanted {
   bool hidden_gradient;
@@ -145,8 +146,8 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
 }  // namespace
 
 int64_t cross_entropy_chunk_rows(int64_t row_bytes, c10::DeviceType device) {
-  if (device != at::kCUDA) return std::max(kLeastRows, kChunkBytes / row_bytes);
-  return std::max(kLeastRows, kCudaChunkBytes / row_bytes / kCudaRows * kCudaRows);
+  if (device == at::kCPU) return std::max(kLeastRows, kChunkBytes / row_bytes);
+  return std::max(kLeastRows, kAcceleratorChunkBytes / row_bytes / kAcceleratorRows * kAcceleratorRows);
 }
 
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
@@ -162,10 +163,14 @@ at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weig
     const at::Tensor outside = (labels != kIgnore).logical_and((labels < 0).logical_or(labels >= weight.size(0)));
     TORCH_CHECK(!outside.any().item<bool>(), "linear_cross_entropy: a label is outside [0, ", weight.size(0), ")");
   }
+  const int64_t row_bytes = weight.size(0) * static_cast<int64_t>(weight.element_size());
+  if (uses_fused_ops() && hidden.is_hpu()) {
+    return hpu::linear_cross_entropy(hidden, weight, labels,
+                                     chunk_rows > 0 ? chunk_rows : cross_entropy_chunk_rows(row_bytes, at::kHPU));
+  }
   if (!has_kernel(hidden)) {
     return composite::linear_cross_entropy(hidden, weight, labels);
   }
-  const int64_t row_bytes = weight.size(0) * static_cast<int64_t>(weight.element_size());
   const bool differentiable = at::GradMode::is_enabled();
   const Wanted wanted{
       .hidden_gradient = differentiable && hidden.requires_grad(),

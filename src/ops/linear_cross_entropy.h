@@ -12,9 +12,9 @@ inline constexpr int64_t kIgnore = -100;
 /// Sum over the targets of -log softmax(hidden · weightᵀ)[label]: float32 scalar. hidden: [T, C]; weight: [V, C] of
 /// the same type; labels: int64 [T], kIgnore or in [0, V). Logits are rounded to hidden's type and the softmax taken in
 /// float32, as transformers does, but only rows with a target are computed, `chunk_rows` at a time (0:
-/// cross_entropy_chunk_rows); on a GPU all rows are, because counting those with a target would wait for the device,
-/// and labels are not checked. The gradients are computed in the forward, so nothing of size V is kept for the backward
-/// except weight's gradient where that is asked for.
+/// cross_entropy_chunk_rows); on an accelerator all rows are, because counting those with a target would wait for the
+/// device, and labels are not checked. The gradients are computed in the forward, so nothing of size V is kept for the
+/// backward except weight's gradient where that is asked for.
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
                                 int64_t chunk_rows = 0);
 

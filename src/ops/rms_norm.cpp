@@ -11,6 +11,7 @@
 
 #include "ops/cpu/kernels.h"
 #include "ops/dispatch.h"
+#include "ops/hpu/kernels.h"
 
 namespace fettle::ops {
 namespace {
@@ -143,6 +144,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   TORCH_CHECK(x.dim() >= 1 && weight.dim() == 1 && weight.size(0) == x.size(-1) && weight.size(0) > 0 &&
                   weight.scalar_type() == x.scalar_type(),
               "rms_norm: x ", x.sizes(), " and weight ", weight.sizes(), " of one type");
+  if (hpu::has_rms_norm(x)) return hpu::rms_norm(x.contiguous(), weight, eps);
   if (!has_kernel(x)) {
     return composite::rms_norm(x, weight, eps);
   }

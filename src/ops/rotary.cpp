@@ -9,6 +9,7 @@
 
 #include "ops/cpu/kernels.h"
 #include "ops/dispatch.h"
+#include "ops/hpu/kernels.h"
 
 namespace fettle::ops {
 namespace {
@@ -69,6 +70,7 @@ at::Tensor apply_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Te
                   2 * cos.size(1) <= x.size(2) && cos.scalar_type() == x.scalar_type() &&
                   sin.scalar_type() == x.scalar_type(),
               "apply_rotary: x ", x.sizes(), ", cos ", cos.sizes(), ", sin ", sin.sizes(), " of one type");
+  if (2 * cos.size(1) == x.size(2) && hpu::has_rotary(x)) return hpu::rotary(x.contiguous(), cos, sin);
   if (!has_kernel(x)) {
     return composite::apply_rotary(x, cos, sin);
   }

@@ -8,6 +8,7 @@
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
+#include "ops/hpu/cross_entropy.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/lora_linear.h"
 #include "reference.h"
@@ -96,6 +97,19 @@ TEST(LinearCrossEntropy, MatchesTwinForwardAndBackward) {
         [&](const auto& in) { return linear_cross_entropy(in[0], in[1], labels, chunk); },
         [&](const auto& in) { return composite::linear_cross_entropy(in[0], in[1], labels).to(in[0].scalar_type()); },
         {random({10, 16}), random({37, 16}) * 0.25});
+  }
+}
+
+TEST(LinearCrossEntropy, InShapesThatDependOnNoLabelMatchesTwin) {
+  const at::Tensor labels = at::tensor({3, -100, 0, 36, -100, -100, 5, 5, 12, 1}, at::kLong);
+  const auto twin = [&](const auto& in) {
+    return composite::linear_cross_entropy(in[0], in[1], labels).to(in[0].scalar_type());
+  };
+  for (const int64_t chunk : {1, 3, 10, 100}) {
+    SCOPED_TRACE(chunk);
+    expect_matches_twin(
+        [&](const auto& in) { return hpu::linear_cross_entropy(in[0], in[1], labels, chunk).to(in[0].scalar_type()); },
+        twin, {random({10, 16}), random({37, 16}) * 0.25});
   }
 }
 
