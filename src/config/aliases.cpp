@@ -106,7 +106,6 @@ const std::vector<IgnoredOption>& ignored_options() {
       {"use_hpu_graphs_for_training", kGaudi},
       {"use_hpu_graphs_for_inference", kGaudi},
       {"gaudi_config_name", kGaudi},
-      {"throughput_warmup_steps", kGaudi},
       {"ddp_backend", kExchange},
       {"ddp_find_unused_parameters", kExchange},
       {"ddp_broadcast_buffers", kExchange},

@@ -101,13 +101,14 @@ struct TrainingConfig {
   bool gradient_checkpointing = false;
   double logging_steps = 10;
   bool logging_first_step = true;
-  std::string report_to = "none";       ///< none, or tensorboard
-  std::string logging_dir;              ///< of event files; empty: runs in output_dir
-  int64_t metrics_port = 0;             ///< 0: no server
-  int64_t profile_steps = 0;            ///< steps whose time is taken apart; 0: none
-  std::string eval_strategy = "no";     ///< no steps epoch
-  double eval_steps = 0;                ///< 0: logging_steps; < 1: a ratio of all steps
-  std::string save_strategy = "steps";  ///< no steps epoch
+  std::string report_to = "none";        ///< none, or tensorboard
+  std::string logging_dir;               ///< of event files; empty: runs in output_dir
+  int64_t metrics_port = 0;              ///< 0: no server
+  int64_t throughput_warmup_steps = -1;  ///< first steps that count for no throughput; -1: as the device needs
+  int64_t profile_steps = 0;             ///< steps whose time is taken apart; 0: none
+  std::string eval_strategy = "no";      ///< no steps epoch
+  double eval_steps = 0;                 ///< 0: logging_steps; < 1: a ratio of all steps
+  std::string save_strategy = "steps";   ///< no steps epoch
   double save_steps = 500;
   double save_minutes = 10;      ///< also save after so many minutes without; 0: never
   bool async_save = true;        ///< write checkpoints in the background, from a copy
@@ -153,7 +154,7 @@ struct PreprocessConfig {
 
 /// The machine.
 struct DeviceConfig {
-  std::string device = "auto";  ///< auto cpu cuda
+  std::string device = "auto";  ///< auto cpu cuda hpu
   int64_t num_threads = 0;      ///< 0: one a physical core that this process may use
   bool fused_ops = true;        ///< false: plain torch operations in place of Fettle's kernels
 };

@@ -217,10 +217,10 @@ std::vector<Option> device_options() {
   return {
       {.name = "device",
        .slot = slot<&DeviceConfig::device>,
-       .help = "Where to compute; auto: an NVIDIA GPU where there is one and this build can use it, else the CPU.",
+       .help = "Where to compute: cpu, cuda (an NVIDIA GPU) or hpu (an Intel Gaudi card); auto: an accelerator where "
+               "there is one and this build can use it, else the CPU.",
        .commands = kTrain | kEval | kGenerate,
-       .choices = {"auto", "cpu", "cuda"},
-       .unavailable = {"hpu"}},
+       .choices = {"auto", "cpu", "cuda", "hpu"}},
       {.name = "num_threads",
        .slot = slot<&DeviceConfig::num_threads>,
        .help = "Compute threads; 0: one a physical core that the process may use.",

@@ -153,6 +153,13 @@ std::vector<Option> logging_options() {
        .help = "Port at which the first process of a machine serves Prometheus' /metrics, and /healthz; 0: none.",
        .commands = kTrain,
        .range = between(0, 65535)},
+      {.name = "throughput_warmup_steps",
+       .slot = slot<&TrainingConfig::throughput_warmup_steps>,
+       .help =
+           "First steps of a process that are left out of tokens_per_second and MFU, as they compile; -1: 3 on hpu, "
+           "else 0.",
+       .commands = kTrain,
+       .range = at_least(-1)},
       {.name = "profile_steps",
        .slot = slot<&TrainingConfig::profile_steps>,
        .help = "Show where the time of so many steps goes, from the fourth on: a table in the log, profile.json, and "

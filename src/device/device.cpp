@@ -8,8 +8,10 @@
 #include <ATen/ops/randn.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <malloc.h>
@@ -24,10 +26,13 @@
 #include <filesystem>
 #include <fstream>
 #include <new>
+#include <optional>
 #include <sstream>
+#include <string>
 
 #include "base/error.h"
 #include "device/cuda.h"
+#include "device/hpu.h"
 
 namespace fettle::device {
 namespace {
@@ -62,6 +67,13 @@ void keep_freed_memory() {
   ::mallopt(M_TRIM_THRESHOLD, -1);
 }
 
+/// By way of torch's public interface: where an event is recorded, the bridge ends a graph and launches it.
+c10::Event record_event(at::Device device) {
+  c10::Event event(device.type());
+  event.record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  return event;
+}
+
 /// Statistics of torch's allocator, of all kinds of blocks.
 c10::CachingDeviceAllocator::Stat allocated(at::Device device) {
   const auto stats = at::getDeviceAllocator(device.type())->getDeviceStats(device.index());
@@ -72,8 +84,9 @@ c10::CachingDeviceAllocator::Stat allocated(at::Device device) {
 
 std::string Device::description() const {
   if (!torch_device.is_cpu()) {
-    return fmt::format("{}, {:.1f} GB of memory; {}, {} thread{}", torch_device.str(),
-                       static_cast<double>(memory_capacity_bytes(torch_device)) / 1e9, processor.name, threads,
+    const auto memory = static_cast<double>(memory_capacity_bytes(torch_device));
+    return fmt::format("{}{}{}; {}, {} thread{}", torch_device.str(), card.empty() ? "" : ", " + card,
+                       memory > 0 ? fmt::format(", {:.1f} GB of memory", memory / 1e9) : "", processor.name, threads,
                        threads == 1 ? "" : "s");
   }
   return fmt::format("cpu: {}, {} thread{}, {}, {} bf16 instructions", processor.name, threads, threads == 1 ? "" : "s",
@@ -81,10 +94,6 @@ std::string Device::description() const {
 }
 
 Device start(const config::DeviceConfig& options, const Place& place) {
-  if (options.device != "auto" && options.device != "cpu" && options.device != "cuda") {
-    throw Error(ExitCode::kUsage, fmt::format("device: there is no '{}' in this build", options.device),
-                "use device=cpu, cuda or auto");
-  }
   if (options.num_threads < 0) {
     throw Error(ExitCode::kUsage, fmt::format("num_threads is {}", options.num_threads), "use 0 for all cores");
   }
@@ -105,12 +114,26 @@ Device start(const config::DeviceConfig& options, const Place& place) {
   return device;
 }
 
-bool wants_gpu(const config::DeviceConfig& options) {
-  const bool has_driver = std::filesystem::exists("/proc/driver/nvidia/version");
-  return options.device == "cuda" || (options.device == "auto" && has_driver);
+at::DeviceType wanted(const config::DeviceConfig& options) {
+  if (options.device == "cpu") return at::kCPU;
+  if (options.device == "cuda") return at::kCUDA;
+  if (options.device == "hpu") return at::kHPU;
+  if (options.device != "auto") {
+    throw Error(ExitCode::kUsage, fmt::format("device: there is no '{}'", options.device),
+                "use device=cpu, cuda, hpu or auto");
+  }
+  if (std::filesystem::exists("/proc/driver/nvidia/version")) return at::kCUDA;
+  const HpuMachine machine = look_at_machine();
+  return machine.cards > 0 && !machine.type.empty() ? at::kHPU : at::kCPU;
 }
 
-void choose_gpu(Device& device, const Place& place) {
+void choose_accelerator(Device& device, at::DeviceType type, const Place& place) {
+  if (type == at::kHPU) {
+    load_hpu(place);
+    device.torch_device = at::Device(at::kHPU, 0);  // each process sees one
+    device.card = look_at_machine().type;
+    return;
+  }
   // Batches differ in length: blocks that can grow leave fewer holes.
   ::setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True", /*overwrite=*/0);
   const CudaLibraries cuda = load_cuda();
@@ -131,12 +154,15 @@ void work_in_background() {
 void seed(uint64_t value) {
   at::Generator cpu = at::detail::getDefaultCPUGenerator();
   cpu.set_current_seed(value);
-  if (!at::globalContext().hasCUDA()) return;
-  at::Generator cuda = at::globalContext().defaultGenerator(at::kCUDA);  // of the current device
-  cuda.set_current_seed(value);
+  for (const at::DeviceType type : {at::kCUDA, at::kHPU}) {
+    if (type == at::kCUDA ? !at::globalContext().hasCUDA() : !at::globalContext().hasHPU()) continue;
+    at::Generator generator = at::globalContext().defaultGenerator(type);  // of the current device
+    generator.set_current_seed(value);
+  }
 }
 
 int64_t memory_capacity_bytes(at::Device device) {
+  if (device.is_hpu()) return hpu_memory_bytes(look_at_machine().type);
   if (!device.is_cpu()) {
     return static_cast<int64_t>(at::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).second);
   }
@@ -150,11 +176,13 @@ int64_t memory_capacity_bytes(at::Device device) {
 }
 
 int64_t memory_bytes(at::Device device) {
+  if (device.is_hpu()) return 0;  // the bridge keeps no statistics, and takes all memory at once
   if (!device.is_cpu()) return allocated(device).current;
   return kernel_bytes("/proc/self/status", "VmRSS:");
 }
 
 int64_t peak_memory_bytes(at::Device device) {
+  if (device.is_hpu()) return 0;
   if (!device.is_cpu()) return allocated(device).peak;
   return kernel_bytes("/proc/self/status", "VmHWM:");
 }
@@ -168,7 +196,27 @@ bool is_out_of_memory(const std::exception& error) {
 }
 
 void synchronize(at::Device device) {
-  if (!device.is_cpu()) c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
+  if (compiles_graphs(device)) {
+    record_event(device).synchronize();  // the bridge has neither synchronizeDevice nor synchronizeStream
+  } else if (!device.is_cpu()) {
+    c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
+  }
+}
+
+bool compiles_graphs(at::Device device) {
+  return device.is_hpu();
+}
+
+void mark_step(at::Device device) {
+  if (compiles_graphs(device)) record_event(device);
+}
+
+int64_t compiled_graphs(at::Device device) {
+  if (!compiles_graphs(device)) return -1;
+  return cached_graphs([](const char* name) {
+    const char* value = std::getenv(name);
+    return value == nullptr ? std::nullopt : std::optional<std::string>(value);
+  });
 }
 
 double measure_matmul_peak(at::ScalarType type, at::Device device) {
@@ -183,7 +231,7 @@ double measure_matmul_peak(at::ScalarType type, at::Device device) {
   at::Tensor left = block;
   const auto multiply = [&] {
     const auto start = Clock::now();
-    at::mm(left, left);
+    const at::Tensor product = at::mm(left, left);  // kept: what nobody holds, a device that compiles graphs leaves out
     synchronize(device);
     return std::chrono::duration<double>(Clock::now() - start).count();
   };

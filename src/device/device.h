@@ -44,6 +44,7 @@ struct Device {
   Processor processor;
   int64_t threads = 1;
   at::Device torch_device = at::kCPU;  ///< where tensors are computed with
+  std::string card;                    ///< its type, of a Gaudi; empty where that is not known
   const void* cuda_kernels = nullptr;  ///< const ops::cuda::KernelTable* (this room does not know ops)
 
   /// One line for the log, e.g. "cpu: AMD EPYC, 2 threads, AVX-512, bf16 instructions".
@@ -51,15 +52,16 @@ struct Device {
 };
 
 /// Sets the process's thread counts from the options; where num_threads is 0, the processes of a run share the
-/// machine's cores. Call once, before any tensor work. The device is the CPU until choose_gpu. Throws Error{kUsage} for
-/// one that this build does not know.
+/// machine's cores. Call once, before any tensor work. The device is the CPU until choose_accelerator.
 Device start(const config::DeviceConfig& options, const Place& place = {});
 
-/// Whether the options ask for a GPU: device=cuda, or auto where NVIDIA's driver is.
-bool wants_gpu(const config::DeviceConfig& options);
+/// What the options ask for: cpu, cuda or hpu; auto: cuda where NVIDIA's driver is, else hpu where a Gaudi is visible.
+/// Throws Error{kUsage} for one that it does not know.
+at::DeviceType wanted(const config::DeviceConfig& options);
 
-/// Loads what a GPU needs and chooses the one of this process, each its own; it is not yet used. Throws as load_cuda.
-void choose_gpu(Device& device, const Place& place);
+/// Loads what the wanted accelerator needs and chooses the one of this process, each its own. Not of a CPU. Throws as
+/// load_cuda and load_hpu.
+void choose_accelerator(Device& device, at::DeviceType type, const Place& place);
 
 /// The calling thread gives way to the others: lower priority, and its tensor work stays on it alone.
 void work_in_background();
@@ -67,15 +69,26 @@ void work_in_background();
 /// Seeds the generators that dropout and sampling draw from, of every device in use.
 void seed(uint64_t value);
 
-/// Memory of the machine, or of this process's control group if that has less; of an accelerator: its own.
+/// Memory of the machine, or of this process's control group if that has less; of an accelerator: its own. 0: not
+/// known.
 int64_t memory_capacity_bytes(at::Device device = at::kCPU);
 
-/// Resident bytes of this process now, and the most since it started. On an accelerator: what is allocated there.
+/// Resident bytes of this process now, and the most since it started. On an accelerator: what is allocated there; 0
+/// where it does not say.
 int64_t memory_bytes(at::Device device = at::kCPU);
 int64_t peak_memory_bytes(at::Device device = at::kCPU);
 
 /// Waits until all that was asked of an accelerator is done.
 void synchronize(at::Device device);
+
+/// Whether a device collects operations into graphs, compiles each new one for seconds to minutes, and runs it at a
+/// mark, or when a value is read: shapes and numbers that change are new graphs, and a read in between makes two of
+/// one.
+bool compiles_graphs(at::Device device);
+/// Such a device runs what it has collected; the host goes on. Does nothing elsewhere.
+void mark_step(at::Device device);
+/// Graphs that such a device has compiled or found compiled, since its cache of them was empty; -1: not known.
+int64_t compiled_graphs(at::Device device);
 
 /// Whether an exception means that memory ran out, here or in libtorch.
 bool is_out_of_memory(const std::exception& error);

@@ -19,25 +19,29 @@
 namespace fettle::train {
 namespace {
 
-/// Makes the GPU the current one, and tries it: whether it computes shows at the first kernel.
-void use_gpu(const device::Device& device) {
+std::string_view health_hint(at::DeviceType type) {
+  return type == at::kHPU ? "see hl-smi and the logs in HABANA_LOGS; or use device=cpu"
+                          : "see nvidia-smi; GPUs of compute capability 8.0 and newer are served; or use device=cpu";
+}
+
+/// Makes the accelerator the current one, and tries it: whether it computes shows at the first kernel.
+void use_accelerator(const device::Device& device) {
+  const at::Device there = device.torch_device;
   try {
-    c10::impl::getDeviceGuardImpl(device.torch_device.type())->setDevice(device.torch_device);
+    c10::impl::getDeviceGuardImpl(there.type())->setDevice(there);
     if (device.cuda_kernels != nullptr) {
       ops::set_cuda_kernels(static_cast<const ops::cuda::KernelTable*>(device.cuda_kernels));
     }
-    const at::Tensor one = at::ones({8, 8}, device.torch_device);
-    const auto result = ops::rms_norm(at::mm(one, one), at::ones({8}, device.torch_device), 0).sum().item<float>();
+    const at::Tensor one = at::ones({8, 8}, there);
+    const auto result = ops::rms_norm(at::mm(one, one), at::ones({8}, there), 0).sum().item<float>();
     if (result == 64.0f) return;
-    throw Error(ExitCode::kUnavailable,
-                fmt::format("device: {} computes {} where 64 is right", device.torch_device.str(), result),
-                "see nvidia-smi, or use device=cpu");
+    throw Error(ExitCode::kUnavailable, fmt::format("device: {} computes {} where 64 is right", there.str(), result),
+                std::string(health_hint(there.type())));
   } catch (const c10::Error& error) {
     const std::string_view reason = error.what_without_backtrace();
-    throw Error(
-        ExitCode::kUnavailable,
-        fmt::format("device: {} cannot be used: {}", device.torch_device.str(), reason.substr(0, reason.find('\n'))),
-        "see nvidia-smi; GPUs of compute capability 8.0 and newer are served; or use device=cpu");
+    throw Error(ExitCode::kUnavailable,
+                fmt::format("device: {} cannot be used: {}", there.str(), reason.substr(0, reason.find('\n'))),
+                std::string(health_hint(there.type())));
   }
 }
 
@@ -47,10 +51,11 @@ device::Device start_device(const config::DeviceConfig& options, const device::P
   if (!options.fused_ops) log::warning("fused_ops is false: plain torch operations are slow and need more memory");
   ops::set_fused_ops(options.fused_ops);
   device::Device device = device::start(options, place);
-  if (!device::wants_gpu(options)) return device;
+  const at::DeviceType wanted = device::wanted(options);
+  if (wanted == at::kCPU) return device;
   try {
-    device::choose_gpu(device, place);
-    use_gpu(device);
+    device::choose_accelerator(device, wanted, place);
+    use_accelerator(device);
   } catch (const Error& error) {
     if (options.device != "auto") throw;
     log::warning("{}; computing on the CPU", error.what());

@@ -73,20 +73,19 @@ void require_own_devices(dist::Group& group, at::Device device) {
   if (group.size() == 1) return;
   group.require_same("the device", c10::DeviceTypeName(device.type(), /*lower_case=*/true));
   if (device.is_cpu()) return;
-  const auto variable = [](const char* name) -> std::string_view {
-    const char* value = std::getenv(name);
-    return value == nullptr ? "" : value;
-  };
+  const char* variable = device.is_hpu() ? "HLS_MODULE_ID" : "CUDA_VISIBLE_DEVICES";
+  const char* chosen = std::getenv(variable);
+  if (device.is_hpu() && chosen == nullptr) return;  // one process a machine, which took a card that was free
   const std::string place =
-      fmt::format("{}, CUDA_VISIBLE_DEVICES={}, {}", host_name(), variable("CUDA_VISIBLE_DEVICES"), device.str());
+      fmt::format("{}, {}={}, {}", host_name(), variable, chosen == nullptr ? "" : chosen, device.str());
   const at::Tensor places = at::zeros({group.size()}, at::kLong);  // every rank fills its own: the sum is all of them
   auto* of_rank = places.mutable_data_ptr<int64_t>();
   of_rank[group.rank()] = static_cast<int64_t>(std::hash<std::string>()(place));
   group.all_reduce(places).wait();
   for (int64_t rank = 0; rank < group.size(); ++rank) {
     if (rank == group.rank() || of_rank[rank] != of_rank[group.rank()]) continue;
-    throw Error(ExitCode::kConfig, fmt::format("ranks {} and {} have one GPU ({})", group.rank(), rank, place),
-                "start one process a GPU; the launcher's local rank chooses it, or CUDA_VISIBLE_DEVICES");
+    throw Error(ExitCode::kConfig, fmt::format("ranks {} and {} have one accelerator ({})", group.rank(), rank, place),
+                fmt::format("start one process an accelerator; the launcher's local rank chooses it, or {}", variable));
   }
 }
 

@@ -91,7 +91,7 @@ INSTANTIATE_TEST_SUITE_P(
             "eval_strategy: stesp", kUsage, {"eval_strategy = 'stesp'", "did you mean steps?", "no, steps, epoch"}},
         TextCase{"lr_scheduler_type: cosin", kUsage, {"'cosin'", "did you mean cosine?", "linear"}},
         TextCase{"optim: adafactor", kUsage, {"not available in this version", "adamw"}},
-        TextCase{"device: hpu", kUsage, {"'hpu'", "not available in this version"}},
+        TextCase{"device: npu", kUsage, {"'npu'", "auto, cpu, cuda, hpu"}},
         TextCase{"prompt_template: alpcaa", kUsage, {"'alpcaa'", "did you mean alpaca?", "a path"}},
         TextCase{"max_shard_size: 5 gigabytes", kUsage, {"max_shard_size", "not a size", "5GB"}},
         TextCase{"max_shard_size: -1GB", kUsage, {"not a size"}},
@@ -104,8 +104,7 @@ INSTANTIATE_TEST_SUITE_P(
         TextCase{"fp16: true", kUsage, {"fp16", "not available in this version", "bf16"}},
         TextCase{"report_to: wandb", kUsage, {"report_to", "c.yaml:1", "not available in this version"}},
         TextCase{"do_quantize: true", kUsage, {"do_quantize", "not available in this version"}},
-        TextCase{"torch_dtype: float16", kUsage, {"torch_dtype = 'float16'", "bfloat16", "bf16"}},
-        TextCase{"use_habana: true", kUsage, {"'hpu'", "not available in this version"}}));
+        TextCase{"torch_dtype: float16", kUsage, {"torch_dtype = 'float16'", "bfloat16", "bf16"}}));
 
 INSTANTIATE_TEST_SUITE_P(
     Documents, BadYaml,

@@ -198,6 +198,7 @@ TEST(Aliases, ShortNamesAreDownloadsOwn) {
 TEST(Aliases, ValuesAreTranslated) {
   EXPECT_EQ(yaml("use_cpu: true").config.device.device, "cpu");
   EXPECT_EQ(yaml("no_cuda: True").config.device.device, "cpu");
+  EXPECT_EQ(yaml("use_habana: true").config.device.device, "hpu");
   EXPECT_THAT(yaml("no_cuda: false\nuse_cpu: false").given, IsEmpty());
   EXPECT_TRUE(yaml("torch_dtype: bfloat16").config.training.bf16);
   EXPECT_FALSE(yaml("dtype: float32").config.training.bf16);

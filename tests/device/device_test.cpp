@@ -70,7 +70,7 @@ TEST(Device, RefusesAnUnknownDevice) {
   config::DeviceConfig options;
   options.device = "tpu";
   try {
-    start(options);
+    wanted(options);
     FAIL() << "accepted";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::kUsage);
