@@ -7,6 +7,7 @@
 #include "cli/options.h"
 #include "train/evaluate.h"
 #include "train/inputs.h"
+#include "train/training_inputs.h"
 
 namespace fettle::cli {
 
@@ -24,8 +25,7 @@ int evaluate(const Arguments& arguments) {
   train::require_vocabulary(inputs, *data.validation);
   const model::Decoder model =
       train::load_model(inputs, config->model, {train::compute_type(config->training), device.torch_device});
-  const data::OrderOptions order = {config->data.max_seq_length, config->data.packing, /*shuffle=*/false,
-                                    config->training.seed, config->training.per_device_eval_batch_size};
+  const data::OrderOptions order = train::evaluation_order(*config, *data.validation, device.torch_device);
   const train::Evaluation evaluation = config->eval.per_record.empty()
                                            ? train::evaluate(model, *data.validation, order)
                                            : train::evaluate_records(model, *data.validation, config->eval.per_record);

@@ -47,7 +47,7 @@ void check_length(const model::Decoder& model, size_t prompt, int64_t max_new_to
   const int64_t length = static_cast<int64_t>(prompt) + max_new_tokens;
   const double needed = model::KvCache::bytes(model.spec(), length, model.dtype());
   const auto memory = static_cast<double>(device::memory_capacity_bytes(model.device()));
-  if (needed > memory) {
+  if (memory > 0 && needed > memory) {
     throw Error(ExitCode::kOutOfMemory,
                 fmt::format("{} tokens of prompt and answer need {:.1f} GB for keys and values; there are {:.1f}",
                             length, needed / 1e9, memory / 1e9),

@@ -2,6 +2,7 @@
 #include "dist/gradient_buckets.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -231,6 +232,29 @@ int64_t GradientBuckets::bytes() const {
     if (bucket.flat.defined()) sum += static_cast<int64_t>(bucket.flat.nbytes());
   }
   return sum;
+}
+
+void sum_gradients(Group& group, const std::vector<at::Tensor>& parameters) {
+  constexpr int64_t kMostElements = 1 << 28;
+  const c10::NoGradGuard no_gradients;
+  for (size_t first = 0; first < parameters.size();) {
+    std::vector<at::Tensor> flat;
+    int64_t elements = 0;
+    size_t last = first;
+    while (last < parameters.size() && (last == first || elements + parameters[last].numel() <= kMostElements)) {
+      const at::Tensor& gradient = parameters[last].grad();
+      flat.push_back(gradient.defined() ? gradient.reshape({-1})
+                                        : at::zeros({parameters[last].numel()}, parameters[last].options()));
+      elements += parameters[last++].numel();
+    }
+    const at::Tensor sum = at::cat(flat);
+    group.all_reduce(sum).wait();
+    for (int64_t offset = 0; first < last; ++first) {
+      const at::Tensor& parameter = parameters[first];
+      parameter.mutable_grad() = sum.narrow(0, offset, parameter.numel()).view(parameter.sizes());
+      offset += parameter.numel();
+    }
+  }
 }
 
 }  // namespace fettle::dist

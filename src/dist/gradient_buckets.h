@@ -54,4 +54,10 @@ class GradientBuckets {
   std::shared_ptr<State> state_;  ///< shared with the hooks
 };
 
+/// The sum over the ranks of the gradients that the backwards of a step have left, at its end: through one flat tensor,
+/// or a few of a gigabyte. For a device that compiles graphs, where sending a part during the backward would cut its
+/// graph, and where views of a flat tensor that are written to are copies of all of it. A gradient that is undefined
+/// counts as zero. Throws what Pending::wait throws.
+void sum_gradients(Group& group, const std::vector<at::Tensor>& parameters);
+
 }  // namespace fettle::dist

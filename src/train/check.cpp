@@ -61,8 +61,9 @@ int64_t trained_weights(const TrainingInputs& inputs, const StartingPoint& start
 }
 
 /// Tokens of the largest micro-batch of any epoch.
-int64_t largest_batch(const config::Config& config, const data::TokenDataset& dataset) {
-  const data::OrderOptions options = training_order(config);
+int64_t largest_batch(const config::Config& config, const data::TokenDataset& dataset, at::Device device) {
+  const data::OrderOptions options = training_order(config, dataset, device);
+  if (options.fill_rows) return options.batch_size * options.max_seq_length;
   int64_t most = 0;
   if (!options.packing && options.shuffle) {  // the longest documents may meet in some epoch
     std::vector<int64_t> lengths;
@@ -111,9 +112,10 @@ void require_memory(const TrainingInputs& inputs, const PlannedRun& run, int64_t
   const double needed = plan.peak_bytes(here);
   const auto available = static_cast<double>(device::memory_capacity_bytes(device));
   const std::string each = here > 1 ? fmt::format(" for {} processes of {}", here, gigabytes(plan.peak_bytes())) : "";
-  print("memory", fmt::format("{} at the peak{}; there are {}", gigabytes(needed), each, gigabytes(available)));
+  print("memory", fmt::format("{} at the peak{}; {}", gigabytes(needed), each,
+                              available > 0 ? "there are " + gigabytes(available) : "how much there is is not known"));
   for (const MemoryPart& part : plan.parts) print("", fmt::format("{:>9}  {}", gigabytes(part.bytes), part.what));
-  if (needed <= available) return;
+  if (needed <= available || available == 0) return;
   throw Error(ExitCode::kOutOfMemory,
               fmt::format("the run needs {} of memory, and there are {}", gigabytes(needed), gigabytes(available)),
               memory_remedies(inputs.config));
@@ -173,7 +175,8 @@ void check(const config::Config& given, const dist::Launch& launch) {
   print("model",
         fmt::format("{}, {:.1f} million weights, {:.2f} million of them trained", spec.model_type,
                     static_cast<double>(model::parameter_count(spec)) / 1e6, static_cast<double>(trained) / 1e6));
-  StepLoader loader(records, training_order(config), batches_per_step(config, start, launch.world_size));
+  StepLoader loader(records, training_order(config, records, device.torch_device),
+                    batches_per_step(config, start, launch.world_size));
   const int64_t steps = total_steps(config.training, loader.steps_per_epoch());
   print("run", fmt::format("{} steps, {} an epoch", steps, loader.steps_per_epoch()));
   double stored = 0;
@@ -184,7 +187,7 @@ void check(const config::Config& given, const dist::Launch& launch) {
                  {.trained_weights = trained,
                   .stored_bytes = stored,
                   .is_mapped = !is_on_gpu && type == compute_type(config.training) && !inputs.model.base.is_gguf,
-                  .tokens = largest_batch(config, records),
+                  .tokens = largest_batch(config, records, device.torch_device),
                   .longest = records.preparation().longest,
                   .threads = at::get_num_threads(),
                   .processes = launch.world_size,

@@ -57,11 +57,6 @@ void log_plan(int64_t steps, int64_t steps_per_epoch) {
               "start again with overwrite_output_dir and resume_from_checkpoint=none");
 }
 
-fs::path event_folder(const config::Config& config) {
-  const std::string& folder = config.training.logging_dir;
-  return folder.empty() ? fs::path(config.output.output_dir) / "runs" : fs::path(folder);
-}
-
 /// One run of `fettle train`. Members are what several of its stages need.
 class FineTuning {
  public:
@@ -84,7 +79,8 @@ class FineTuning {
   void run_in_folder();
   [[nodiscard]] bool evaluates() const { return config_.training.do_eval && data_.validation.has_value(); }
   [[nodiscard]] Evaluation evaluate_on_validation(const model::Decoder& model) const {
-    return evaluate_over_ranks(*group_, model, *data_.validation, evaluation_order(config_));
+    return evaluate_over_ranks(*group_, model, *data_.validation,
+                               evaluation_order(config_, *data_.validation, device_));
   }
   [[nodiscard]] bool is_main() const { return group_->is_main(); }
   /// zero_stage 3.
@@ -158,12 +154,13 @@ model::Decoder FineTuning::make_model(const StartingPoint& start) const {
 
 Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
   const config::TrainingConfig& training = config_.training;
-  StepLoader loader(data_.train, training_order(config_), state_.batches_per_step, {group_->rank(), group_->size()});
+  StepLoader loader(data_.train, training_order(config_, data_.train, device_), state_.batches_per_step,
+                    {group_->rank(), group_->size()});
   const int64_t total = total_steps(training, loader.steps_per_epoch());
   if (is_main()) log_plan(total, loader.steps_per_epoch());
-  const bool trains_shared = shares_weights() && !config_.lora.use_peft;
+  using Owners = std::map<std::string, int64_t>;  // where the ranks share out weights that are trained
   shards_ = Shards(group_, config_.distributed.zero_stage, model.trainable(),
-                   trains_shared ? weight_owners() : std::map<std::string, int64_t>());
+                   shares_weights() && !config_.lora.use_peft ? weight_owners() : Owners());
   Run run{.options = training,
           .model = model,
           .parameters = model.trainable(),
@@ -180,12 +177,11 @@ Run FineTuning::make_run(model::Decoder& model, MetricsLog& metrics) {
   if (training.profile_steps > 0 && group_->is_main()) {
     run.profiler = std::make_shared<Profiler>(config_.output.output_dir, training.profile_steps, device_);
   }
-  if (group_->size() > 1) {
-    std::vector<at::Tensor> leaves;
-    for (const model::NamedTensor& parameter : run.parameters) leaves.push_back(parameter.tensor);
-    run.gradients =
-        std::make_shared<dist::GradientBuckets>(group_, std::move(leaves), config_.distributed.ddp_bucket_cap_mb << 20,
-                                                shards_.share_gradients() ? shards_.owners() : std::vector<int64_t>());
+  run.sums_gradients = group_->size() > 1 && device::compiles_graphs(device_) && !shards_.share_gradients();
+  if (group_->size() > 1 && !run.sums_gradients) {
+    run.gradients = std::make_shared<dist::GradientBuckets>(
+        group_, tensors_of(run.parameters), config_.distributed.ddp_bucket_cap_mb << 20,
+        shards_.share_gradients() ? shards_.owners() : std::vector<int64_t>());
   }
   run.shards = shards_;
   if (evaluates()) run.evaluate = [this, &model] { return evaluate_on_validation(model); };
@@ -288,7 +284,8 @@ void FineTuning::save_shared_result(const model::Decoder& model) const {
 }
 
 Evaluation FineTuning::probe(const model::Decoder& model) const {
-  return evaluate(model, evaluates() ? *data_.validation : data_.train, evaluation_order(config_), kProbeBatches);
+  const data::TokenDataset& records = evaluates() ? *data_.validation : data_.train;
+  return evaluate(model, records, evaluation_order(config_, records, device_), kProbeBatches);
 }
 
 /// Loads the result from disk in place of `model` and compares their losses. The weights in memory are gone by then:

@@ -1,83 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/loop.h"
 
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/record_function.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <exception>
+#include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "base/stop_signal.h"
 #include "base/watchdog.h"
 #include "device/device.h"
+#include "ops/to_device.h"
+#include "train/outcome.h"
 #include "train/report.h"
 
 namespace fettle::train {
 namespace {
 
-/// Saves what the last completed step left, unless that is done, and waits until it is on the disk.
-void save_now(Run& run) {
-  if (run.saver == nullptr || run.state.step == 0 || !run.is_whole) return;
-  run.optimizer.clear_gradients();
-  run.saver->save(run);
-  run.saver->finish();
-}
-
-/// The same when training ends by an error, which is more important than one of saving.
-void save_after_error(Run& run) {
-  try {
-    save_now(run);
-  } catch (const std::exception& error) {
-    log::warning("the state after step {} could not be saved: {}", run.state.step, error.what());
-  }
-}
-
-/// Ends a run by an error that all ranks throw at the same step: where saving takes all of them, this is the place.
-[[noreturn]] void fail_together(Run& run, const Error& error) {
-  if (run.saver != nullptr && run.saver->takes_all_ranks()) save_after_error(run);
-  throw error;
-}
-
-/// Refuses a step that would spoil the weights; nothing of it has been applied yet.
-void require_finite(Run& run, double loss, double norm, double learning_rate) {
-  if (std::isfinite(loss) && std::isfinite(norm)) return;
-  fail_together(run, Error(ExitCode::kDiverged,
-                           fmt::format("training diverged at step {} (learning rate {:.3g}): loss {}, gradient norm {}",
-                                       run.state.step + 1, learning_rate, loss, norm),
-                           fmt::format("lower learning_rate or lengthen the warm-up{}",
-                                       run.state.step > 0 ? "; the state before this step is saved" : "")));
-}
-
-/// Stops at a gradient norm far above those before it: the step would spoil weights that are still good.
-void require_no_spike(Run& run, double norm, double learning_rate) {
-  constexpr size_t kWindow = 50;
-  constexpr size_t kLeast = 10;  // fewer steps have no typical norm
-  const double limit = run.options.grad_spike_limit;
-  if (limit <= 0) return;
-  std::vector<double>& norms = run.state.gradient_norms;
-  if (norms.size() >= kLeast) {
-    std::vector<double> sorted = norms;
-    std::ranges::nth_element(sorted, sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2));
-    const double median = sorted[sorted.size() / 2];
-    if (norm > limit * median) {
-      const std::string what = fmt::format(
-          "the gradient norm {:.4g} of step {} (learning rate {:.3g}) is {:.1f} times the median of the {} steps "
-          "before it; grad_spike_limit is {}",
-          norm, run.state.step + 1, learning_rate, norm / median, norms.size(), limit);
-      fail_together(run, Error(ExitCode::kDiverged, what,
-                               "look at that step's records, lower learning_rate, or raise grad_spike_limit; the state "
-                               "before this step is saved"));
-    }
-  }
-  norms.push_back(norm);
-  if (norms.size() > kWindow) norms.erase(norms.begin());
-}
-
 [[noreturn]] void stop(Run& run) {
+  read_outcomes(run);
   save_now(run);
   run.group->barrier();  // a launcher ends the others when one has ended: not before rank 0 has saved
   const bool has_state = run.state.step > 0;
@@ -107,6 +54,7 @@ void update(Run& run, double learning_rate) {
   run.optimizer.clear_gradients();
   run.shards.share_updated();
   run.model.refresh_compute_weights();
+  device::mark_step(run.model.device());
 }
 
 /// Whether something that happens "no", every so many "steps", or at the end of each "epoch" is due. What goes by steps
@@ -125,6 +73,7 @@ bool is_evaluation_due(const Run& run, bool epoch_ended) {
 void evaluate_if_owed(Run& run, Report& report) {
   if (!run.evaluate) run.state.owes_evaluation = false;  // a run may go on without validation records
   if (!run.state.owes_evaluation) return;
+  read_outcomes(run);
   try {
     run.last_evaluation = run.evaluate();
   } catch (const Error& error) {
@@ -144,15 +93,16 @@ class SavePlan {
     return run.options.save_minutes > 0 && since_.seconds() >= 60 * run.options.save_minutes;
   }
   /// `long_ago`: by rank 0's.
-  void save_if_due(const Run& run, bool epoch_ended, bool long_ago) {
+  void save_if_due(Run& run, bool epoch_ended, bool long_ago) {
     const int64_t interval = interval_steps(run.options.save_steps, run.total_steps);
     const bool last = run.state.step == run.total_steps;
     if (last || long_ago || is_due(run.options.save_strategy, interval, run, epoch_ended)) save(run);
   }
   /// Now, unless nothing is to be saved at all.
-  void save(const Run& run) {
-    if (run.saver == nullptr || run.options.save_strategy == "no") return;
-    run.saver->save(run);
+  void save(Run& run) {
+    if (run.options.save_strategy == "no") return;
+    read_outcomes(run);
+    if (run.saver != nullptr) run.saver->save(run);
     since_ = {};
   }
 
@@ -179,23 +129,44 @@ class StopBound {
 
 /// What the ranks agree on in a step.
 struct Agreement {
-  double loss = 0;  ///< of all
+  double loss = 0;  ///< of all; not where outcomes are deferred
   bool saves = false;
-  at::Tensor own_norm;  ///< gradient_norm of this rank's
+  UnreadOutcome own;  ///< this rank's, with the norm of the gradients that it has
 };
 
 /// The rank's share of a step, and then the sum over all: the gradients, the loss, whether rank 0's clock says to save,
 /// and whether any was told to stop; then all drop the step.
 Agreement step_gradient(Run& run, const Step& step, const SavePlan& plan) {
   if (run.gradients) run.gradients->begin();
-  const std::vector<at::Tensor> shares = forward_backward(run.model, step, run.gradients.get());
+  std::vector<at::Tensor> shares = forward_backward(run.model, step, run.gradients.get());
   if (run.gradients) run.gradients->finish();
+  if (run.sums_gradients) dist::sum_gradients(*run.group, tensors_of(run.parameters));
   const at::Tensor norm = gradient_norm(run.parameters);  // before anything is read: a device has all it needs then
   const bool saves = run.group->is_main() && plan.is_long_ago(run);
-  const at::Tensor sums = at::tensor({sum(shares), saves ? 1.0 : 0.0, stop_signal() == 0 ? 0.0 : 1.0}, at::kDouble);
+  const double loss = defers_outcomes(run) ? 0 : sum(shares);
+  const at::Tensor sums = at::tensor({loss, saves ? 1.0 : 0.0, stop_signal() == 0 ? 0.0 : 1.0}, at::kDouble);
   run.group->all_reduce(sums).wait();
   if (sums[2].item<double>() > 0) stop(run);
-  return {sums[0].item<double>(), sums[1].item<double>() > 0, norm};
+  const double learning_rate = run.schedule.learning_rate(run.state.step);
+  return {
+      sums[0].item<double>(), sums[1].item<double>() > 0, {run.state.step + 1, learning_rate, std::move(shares), norm}};
+}
+
+/// Updates the weights by a step's gradients, once they are known to be good or, where outcomes are deferred, before.
+/// Returns what is known.
+std::optional<StepOutcome> clip_and_update(Run& run, const Agreement& agreed) {
+  const double learning_rate = agreed.own.learning_rate;
+  std::optional<StepOutcome> outcome;
+  if (defers_outcomes(run)) {
+    clip_gradients_by(run.parameters, agreed.own.grad_norm, run.options.max_grad_norm);
+  } else {
+    const double norm =
+        clip_gradients(run.parameters, agreed.own.grad_norm, run.options.max_grad_norm, run.shards.norm_group());
+    outcome = {agreed.loss, norm, learning_rate};
+    check_outcome(run, agreed.own.step, *outcome);
+  }
+  update(run, learning_rate);
+  return outcome;
 }
 
 void run_steps(Run& run, StopDeferral& deferral) {
@@ -210,23 +181,26 @@ void run_steps(Run& run, StopDeferral& deferral) {
   while (run.state.step < run.total_steps) {
     if (run.profiler) run.profiler->step_begins();
     const Stopwatch watch;
-    const double learning_rate = run.schedule.learning_rate(run.state.step);
     Cursor next = run.state.cursor;
     const Step step = run.loader.next(next);
-    const auto [loss, saves_by_clock, own_norm] = step_gradient(run, step, saves);
-    const double norm = clip_gradients(run.parameters, own_norm, run.options.max_grad_norm, run.shards.norm_group());
-    require_finite(run, loss, norm, learning_rate);
-    require_no_spike(run, norm, learning_rate);
-    update(run, learning_rate);
+    Agreement agreed = step_gradient(run, step, saves);
+    const std::optional<StepOutcome> outcome = clip_and_update(run, agreed);
+    report.count(step, next);
+    if (outcome) {
+      count_outcome(run, *outcome);
+    } else {
+      run.unread.push_back(std::move(agreed.own));
+      if (report.is_due()) read_outcomes(run);
+    }
     const double seconds = watch.seconds();
     bound.step_done(step, seconds);
     deferral.set_bound(bound.seconds(run));
-    report.count(step, next, {loss, norm, learning_rate, seconds});
+    report.took(seconds);
     if (run.profiler) run.profiler->step_ended(step.tokens);
     report.show();
     run.state.owes_evaluation = is_evaluation_due(run, step.ends_epoch);
     evaluate_if_owed(run, report);
-    saves.save_if_due(run, step.ends_epoch, saves_by_clock);
+    saves.save_if_due(run, step.ends_epoch, agreed.saves);
     deferral.set_bound(bound.seconds(run));
   }
 }
@@ -256,8 +230,13 @@ namespace {
 at::Tensor forward_backward(model::Decoder& model, const Step& step, size_t i) {
   const SectionMark mark(Section::kStep, fmt::format("micro-batch {} of {}", i + 1, step.batches.size()));
   device::seed(step.seeds[i]);
-  const at::Tensor share = model.loss_sum(to_tensors(step.batches[i])).div(static_cast<double>(step.target_tokens));
+  const at::Tensor loss_sum = model.loss_sum(to_tensors(step.batches[i]));
+  const auto targets = static_cast<double>(step.target_tokens);
+  const at::Tensor share = device::compiles_graphs(model.device())
+                               ? loss_sum.div(ops::to_device(at::scalar_tensor(targets, at::kFloat), model.device()))
+                               : loss_sum.div(targets);
   share.backward();
+  device::mark_step(model.device());
   return share.detach();
 }
 
@@ -279,6 +258,12 @@ std::vector<at::Tensor> forward_backward(model::Decoder& model, const Step& step
   return shares;
 }
 
+std::vector<at::Tensor> tensors_of(const std::vector<model::NamedTensor>& named) {
+  std::vector<at::Tensor> tensors;
+  for (const model::NamedTensor& each : named) tensors.push_back(each.tensor);
+  return tensors;
+}
+
 double sum(const std::vector<at::Tensor>& scalars) {
   double sum = 0;
   for (const at::Tensor& scalar : scalars) sum += scalar.item<double>();
@@ -286,8 +271,12 @@ double sum(const std::vector<at::Tensor>& scalars) {
 }
 
 model::Batch to_tensors(const data::Batch& batch) {
-  return {at::tensor(batch.tokens, at::kLong), at::tensor(batch.labels, at::kLong),
-          at::tensor(batch.positions, at::kLong), batch.cu_seqlens};
+  return {at::tensor(batch.tokens, at::kLong),
+          at::tensor(batch.labels, at::kLong),
+          at::tensor(batch.positions, at::kLong),
+          batch.cu_seqlens,
+          batch.row_length,
+          batch.one_document_a_row};
 }
 
 }  // namespace fettle::train

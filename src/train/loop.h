@@ -14,6 +14,7 @@
 #include "model/decoder.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/outcome.h"
 #include "train/profile.h"
 #include "train/saver.h"
 #include "train/schedule.h"
@@ -41,12 +42,15 @@ struct Run {
   std::function<Evaluation()> evaluate = {};  ///< on the validation records; empty: there are none
   Saver* saver = nullptr;                     ///< of checkpoints, on rank 0 or on all; null: none are wanted
   std::shared_ptr<dist::Group> group = dist::Group::alone();
-  std::shared_ptr<dist::GradientBuckets> gradients = {};  ///< sums them over the ranks; null: there is one rank
-  MetricsServer* server = nullptr;                        ///< null: none is wanted
-  std::shared_ptr<Profiler> profiler = {};                ///< null: none is wanted
-  Shards shards = {};                                     ///< what the ranks share out
+  std::shared_ptr<dist::GradientBuckets> gradients = {};  ///< sums them over the ranks during the backward; or null:
+  bool sums_gradients = false;                     ///< after it, which cuts no graph in two; or there is one rank
+  MetricsServer* server = nullptr;                 ///< null: none is wanted
+  std::shared_ptr<Profiler> profiler = {};         ///< null: none is wanted
+  Shards shards = {};                              ///< what the ranks share out
   bool is_whole = true;                            ///< weights, optimizer and state are those after the same step
   std::optional<Evaluation> last_evaluation = {};  ///< set where the last step was evaluated
+  std::vector<UnreadOutcome> unread = {};          ///< of the last steps, where outcomes are deferred
+  StepOutcome last = {};                           ///< of the last step that is counted
 };
 
 /// Trains from run.state to run.total_steps. Whatever ends it before, the state after the last completed step is saved:
@@ -65,7 +69,9 @@ void train(Run& run);
 std::vector<at::Tensor> forward_backward(model::Decoder& model, const Step& step,
                                          dist::GradientBuckets* gradients = nullptr);
 
-/// Their sum. It waits until a device has computed them.
+std::vector<at::Tensor> tensors_of(const std::vector<model::NamedTensor>& named);
+
+/// The sum of scalars. It waits until a device has computed them.
 double sum(const std::vector<at::Tensor>& scalars);
 
 /// A batch as tensors.

@@ -24,7 +24,8 @@ nlohmann::ordered_json step_line(const StepMetrics& metrics) {
                                  {"tokens_per_second", metrics.tokens_per_second},
                                  {"model_flops_per_second", metrics.model_flops_per_second}};
   if (metrics.mfu > 0) line["mfu"] = metrics.mfu;
-  line["memory_bytes"] = metrics.memory_bytes;
+  if (metrics.memory_bytes > 0) line["memory_bytes"] = metrics.memory_bytes;
+  if (metrics.compiled_graphs >= 0) line["compiled_graphs"] = metrics.compiled_graphs;
   return line;
 }
 

@@ -27,7 +27,8 @@ struct StepMetrics {
   double model_flops_per_second = 0;
   double mfu =
       0;  ///< model_flops_per_second ÷ the rate of a large matrix product measured at the start; 0: not measured
-  int64_t memory_bytes = 0;  ///< of the device; of a CPU: resident
+  int64_t memory_bytes = 0;      ///< of the device; of a CPU: resident; 0: not known
+  int64_t compiled_graphs = -1;  ///< as device::compiled_graphs
 };
 
 /// Loss of one evaluation.

@@ -8,6 +8,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <ATen/record_function.h>
@@ -16,8 +17,12 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <map>
 #include <string>
 #include <utility>
+
+#include "device/device.h"
+#include "ops/to_device.h"
 
 namespace fettle::train {
 namespace {
@@ -73,6 +78,14 @@ double clip_gradients(const std::vector<model::NamedTensor>& parameters, const a
   return all;
 }
 
+void clip_gradients_by(const std::vector<model::NamedTensor>& parameters, const at::Tensor& norm, double max_norm) {
+  RECORD_FUNCTION("fettle::clip_gradients", c10::ArrayRef<const c10::IValue>());
+  if (max_norm <= 0) return;
+  const c10::NoGradGuard no_gradients;
+  const at::Tensor coefficient = norm.add(1e-6).reciprocal_().mul_(max_norm).clamp_max_(1);
+  for (at::Tensor& gradient : gradients_of(parameters)) gradient.mul_(coefficient);
+}
+
 AdamW::AdamW(std::vector<model::NamedTensor> parameters, const config::TrainingConfig& options)
     : beta1_(options.adam_beta1), beta2_(options.adam_beta2), epsilon_(options.adam_epsilon), groups_(2) {
   groups_[0].weight_decay = options.weight_decay;
@@ -80,7 +93,10 @@ AdamW::AdamW(std::vector<model::NamedTensor> parameters, const config::TrainingC
     Group& group = groups_[decays(parameter.name) ? 0 : 1];
     group.means.push_back(at::zeros_like(parameter.tensor));
     group.squared_means.push_back(at::zeros_like(parameter.tensor));
-    group.steps.push_back(at::zeros({}, parameter.tensor.options().requires_grad(false)));
+    // What the host computes with stays there: a number that changes would be compiled into a graph.
+    const bool stays = device::compiles_graphs(parameter.tensor.device());
+    group.steps.push_back(
+        at::zeros({}, stays ? at::TensorOptions(at::kFloat) : parameter.tensor.options().requires_grad(false)));
     group.parameters.push_back(std::move(parameter));
   }
 }
@@ -91,7 +107,9 @@ void AdamW::step(double learning_rate) {
 
 void AdamW::step_group(Group& group, double learning_rate) const {
   const c10::NoGradGuard no_gradients;
-  Group used;  // the entries whose parameter has a gradient; tensors are handles, so the kernel changes the group's own
+  Group used;  // the entries whose parameter has a gradient; tensors are handles,
+               // so the kernel changes the group's own
+  used.weight_decay = group.weight_decay;
   std::vector<at::Tensor> parameters;
   std::vector<at::Tensor> gradients;
   for (size_t i = 0; i < group.parameters.size(); ++i) {
@@ -105,8 +123,34 @@ void AdamW::step_group(Group& group, double learning_rate) const {
   }
   if (parameters.empty()) return;
   at::_foreach_add_(used.steps, 1);
+  if (device::compiles_graphs(parameters.front().device())) {
+    update_by_graph(used, parameters, gradients, learning_rate);
+    return;
+  }
   at::_fused_adamw_(parameters, gradients, used.means, used.squared_means, {}, used.steps, learning_rate, beta1_,
                     beta2_, group.weight_decay, epsilon_, /*amsgrad=*/false, /*maximize=*/false);
+}
+
+void AdamW::update_by_graph(const Group& used, std::vector<at::Tensor>& parameters,
+                            const std::vector<at::Tensor>& gradients, double learning_rate) const {
+  std::map<double, at::Tensor> factors;  // of parameters that have made as many steps: on the device, sent once
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const double step = used.steps[i].item<float>();
+    at::Tensor& sent = factors[step];
+    if (!sent.defined()) {
+      const double step_size = learning_rate / (1 - std::pow(beta1_, step));
+      const double root = std::sqrt(1 - std::pow(beta2_, step));
+      const double kept = 1 - learning_rate * used.weight_decay;
+      sent = ops::to_device(at::tensor({step_size, root, kept}, at::kFloat), parameters[i].device());
+    }
+    at::Tensor mean = used.means[i];
+    at::Tensor squared_mean = used.squared_means[i];
+    mean.mul_(beta1_).add_(gradients[i], 1 - beta1_);
+    squared_mean.mul_(beta2_).addcmul_(gradients[i], gradients[i], 1 - beta2_);
+    const at::Tensor denominator = squared_mean.sqrt().div_(sent.select(0, 1)).add_(epsilon_);
+    if (used.weight_decay != 0) parameters[i].mul_(sent.select(0, 2));
+    parameters[i].sub_(mean.div(denominator).mul_(sent.select(0, 0)));
+  }
 }
 
 void AdamW::clear_gradients() {

@@ -29,8 +29,13 @@ at::Tensor gradient_norm(const std::vector<model::NamedTensor>& parameters);
 double clip_gradients(const std::vector<model::NamedTensor>& parameters, const at::Tensor& norm, double max_norm,
                       dist::Group* group = nullptr);
 
-/// torch.optim.AdamW (decoupled decay, bias correction) through ATen's fused kernel. Parameters are changed in place;
-/// one without a gradient is left alone, as in torch.
+/// The same without a read of the norm: on a device that compiles graphs.
+void clip_gradients_by(const std::vector<model::NamedTensor>& parameters, const at::Tensor& norm, double max_norm);
+
+/// torch.optim.AdamW (decoupled decay, bias correction) through ATen's fused kernel; on a device that compiles graphs,
+/// in plain operations whose graph does not change. (Not by hpu::optimizer_adamw: it adds epsilon to the root of a mean
+/// that is not corrected for its bias, which in the first thousand steps is another optimizer where gradients are
+/// small.) Parameters are changed in place; one without a gradient is left alone, as in torch.
 class AdamW {
  public:
   /// `parameters`: float32 leaves, kept by reference for the life of the optimizer.
@@ -58,6 +63,8 @@ class AdamW {
     std::vector<at::Tensor> steps;          ///< float32 scalars
   };
   void step_group(Group& group, double learning_rate) const;
+  void update_by_graph(const Group& used, std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& gradients,
+                       double learning_rate) const;
 
   double beta1_;
   double beta2_;

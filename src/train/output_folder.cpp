@@ -418,4 +418,9 @@ bool holds_run(const fs::path& folder) {
   return fs::exists(folder / kRunFile, failure);
 }
 
+fs::path event_folder(const config::Config& config) {
+  const std::string& folder = config.training.logging_dir;
+  return folder.empty() ? fs::path(config.output.output_dir) / "runs" : fs::path(folder);
+}
+
 }  // namespace fettle::train

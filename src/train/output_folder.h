@@ -69,4 +69,7 @@ void require_in_place(const std::filesystem::path& output_dir);
 /// Whether the folder holds a run already, so that looking for a starting point needs its lock.
 bool holds_run(const std::filesystem::path& folder);
 
+/// Where TensorBoard's event files of a run go: logging_dir, or runs in output_dir.
+std::filesystem::path event_folder(const config::Config& config);
+
 }  // namespace fettle::train

@@ -188,7 +188,7 @@ torch::profiler::impl::ProfilerConfig kineto() {
 }
 
 std::set<ActivityType> activities(c10::Device device) {
-  return device.is_cpu() ? std::set{ActivityType::CPU} : std::set{ActivityType::CPU, ActivityType::CUDA};
+  return !device.is_cuda() ? std::set{ActivityType::CPU} : std::set{ActivityType::CPU, ActivityType::CUDA};
 }
 
 std::vector<TimedEvent> events_of(const torch::autograd::profiler::ProfilerResult& result) {
@@ -278,7 +278,7 @@ void Profiler::write() {
   const auto result = torch::autograd::profiler::disableProfiler();
   std::vector<TimedEvent> events = events_of(*result);
   std::erase_if(events, [this](const TimedEvent& event) { return !is_in_a_step(event); });
-  if (!device_.is_cpu() && std::ranges::none_of(events, &TimedEvent::on_gpu)) {
+  if (device_.is_cuda() && std::ranges::none_of(events, &TimedEvent::on_gpu)) {
     log::warning("the profiler saw nothing on the GPU (does another program profile it?): these are the host's times");
   }
   double seconds = 0;

@@ -40,9 +40,11 @@ std::string human_duration(double seconds) {
 }
 
 std::string progress_line(const StepMetrics& metrics, int64_t total_steps, double seconds_left) {
-  return fmt::format("step {}/{}  loss {:.4f}  {} tok/s  ETA {}  lr {:.2e}  grad {:.2f}  {}B", metrics.step,
-                     total_steps, metrics.loss, human_count(metrics.tokens_per_second), human_duration(seconds_left),
-                     metrics.learning_rate, metrics.grad_norm, human_count(static_cast<double>(metrics.memory_bytes)));
+  const std::string memory =
+      metrics.memory_bytes > 0 ? fmt::format("  {}B", human_count(static_cast<double>(metrics.memory_bytes))) : "";
+  return fmt::format("step {}/{}  loss {:.4f}  {} tok/s  ETA {}  lr {:.2e}  grad {:.2f}{}", metrics.step, total_steps,
+                     metrics.loss, human_count(metrics.tokens_per_second), human_duration(seconds_left),
+                     metrics.learning_rate, metrics.grad_norm, memory);
 }
 
 Progress::Progress(int64_t first_step, int64_t total_steps)

@@ -22,14 +22,6 @@ class Stopwatch {
   Clock::time_point start_ = Clock::now();
 };
 
-/// The outcome of one step.
-struct StepOutcome {
-  double loss;
-  double grad_norm;
-  double learning_rate;
-  double seconds;
-};
-
 /// Counts steps into run.state, writes metrics lines when they are due (logging_steps, the first and the last step) and
 /// keeps the progress line alive.
 class Report {
@@ -41,23 +33,27 @@ class Report {
 
   /// Counts a step that is done; `next` is the place in the data after it. From then on run.state belongs to the new
   /// weights.
-  void count(const Step& step, const Cursor& next, const StepOutcome& outcome);
+  void count(const Step& step, const Cursor& next);
+  /// What it took, once that is known.
+  void took(double seconds);
+  /// Whether there is a metrics line for the step that was counted last.
+  [[nodiscard]] bool is_due() const;
   /// Shows the step that was counted last. Throws Error{kIo}.
   void show();
   void evaluated(const Evaluation& evaluation);
 
  private:
   [[nodiscard]] StepMetrics metrics() const;
-  [[nodiscard]] bool is_due() const;
-
+  void warn_of_new_graphs(int64_t compiled);
   Run& run_;
   Progress progress_;
   int64_t logging_steps_;
-  StepOutcome last_ = {};
   // Since the last metrics line.
   int64_t tokens_ = 0;
   double seconds_ = 0;
   double flops_ = 0;
+  int64_t warmup_steps_;       ///< still to come
+  int64_t known_graphs_ = -1;  ///< those that are no surprise; -1: not known yet
 };
 
 }  // namespace fettle::train

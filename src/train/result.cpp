@@ -42,6 +42,13 @@ std::vector<std::filesystem::path> result_files(const std::filesystem::path& fol
   return files;
 }
 
+/// Without the steps of the warm-up, unless there were no others.
+double tokens_per_second(const TrainingState& state) {
+  const bool has_others = state.seconds > state.warmup_seconds;
+  return static_cast<double>(state.tokens - (has_others ? state.warmup_tokens : 0)) /
+         (state.seconds - (has_others ? state.warmup_seconds : 0));
+}
+
 }  // namespace
 
 void write_results(const config::Config& config, const TrainingState& state, const Evaluations& evaluations,
@@ -51,7 +58,7 @@ void write_results(const config::Config& config, const TrainingState& state, con
                                     {"train_runtime", state.seconds},
                                     {"train_tokens", state.tokens},
                                     {"train_target_tokens", state.target_tokens},
-                                    {"train_tokens_per_second", static_cast<double>(state.tokens) / state.seconds},
+                                    {"train_tokens_per_second", tokens_per_second(state)},
                                     {"epoch", state.epoch},
                                     {"steps", state.step}};
   if (before) {

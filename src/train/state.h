@@ -23,12 +23,15 @@ struct TrainingState {
   double window_loss_sum = 0;          ///< of the steps that no metrics line covers yet
   int64_t window_steps = 0;            ///< their number
   double seconds = 0;                  ///< spent in steps; evaluation and checkpoints left out
+  double warmup_seconds = 0;           ///< of those, in steps that count for no throughput
+  int64_t warmup_tokens = 0;           ///< of those steps
   std::vector<double> gradient_norms;  ///< of the last steps, for grad_spike_limit; empty where that is 0
   bool owes_evaluation = false;        ///< of this step: a signal stopped the run before it was done
 };
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Cursor, epoch, batch)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingState, step, batches_per_step, cursor, epoch, tokens, target_tokens,
-                                   loss_sum, window_loss_sum, window_steps, seconds, gradient_norms, owes_evaluation)
+                                   loss_sum, window_loss_sum, window_steps, seconds, warmup_seconds, warmup_tokens,
+                                   gradient_norms, owes_evaluation)
 
 }  // namespace fettle::train

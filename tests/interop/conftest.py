@@ -2,7 +2,9 @@
 """What every comparison with Hugging Face shares: our programs, the tiny models, the tokenizers, writers and readers.
 
 The build folder comes from the environment variable FETTLE_BUILD (ctest sets it); without it, build/release and
-build/dev are tried. A missing program is a failure, never a skip: a comparison that did not run proves nothing.
+build/dev are tried. A missing program is a failure, never a skip: a comparison that did not run proves nothing. With
+FETTLE_TEST_DEVICE our side computes on that device; ctest runs the comparisons that train a second time, with hpu, on a
+stand-in of a Gaudi card (tests/hpu).
 """
 
 import json
@@ -23,6 +25,7 @@ DATASETS = REPOSITORY / "tests/data/datasets"
 TOKENIZERS = REPOSITORY / "tests/data/tokenizers"
 STORIES260K = REPOSITORY / "examples/stories260K"
 THREADS = 2
+DEVICE = os.environ.get("FETTLE_TEST_DEVICE", "cpu")
 
 sys.path.insert(0, str(REPOSITORY / "tests/golden"))
 
@@ -78,7 +81,7 @@ def fettle(program_cache):
 
     def run(command, *arguments, **options):
         if command in ("train", "eval", "generate"):
-            options = {"num_threads": THREADS, **options}
+            options = {"num_threads": THREADS, "device": DEVICE, **options}
         return program(command, *arguments, **options)
 
     return run
@@ -87,7 +90,8 @@ def fettle(program_cache):
 @pytest.fixture(scope="session")
 def parity(program_cache):
     """The test program that prints logits, losses and gradients of one batch."""
-    return Program(find_program("fettle_parity"), program_cache)
+    program = Program(find_program("fettle_parity"), program_cache)
+    return lambda *arguments: program(*arguments, "--device", DEVICE)
 
 
 @pytest.fixture(scope="session")

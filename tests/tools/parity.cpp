@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// fettle_parity --model DIR --batch batch.safetensors --output out.safetensors [--dtype float32|bfloat16]
-///   [--adapter DIR] [--full] [--gradient_checkpointing]
+///   [--adapter DIR] [--full] [--gradient_checkpointing] [--device cpu|hpu]
 ///
 /// batch: int64 tokens [T], cu_seqlens [n+1], labels [T] (as transformers takes them: unshifted, -100 ignored).
 /// out: float32 logits [T, V], loss_sum [1], int64 target_tokens [1], and with --adapter or --full float32
@@ -8,6 +8,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros_like.h>
@@ -26,6 +27,7 @@
 #include "hub/safetensors.h"
 #include "hub/tensor_source.h"
 #include "model/decoder.h"
+#include "train/inputs.h"
 
 namespace {
 
@@ -35,7 +37,7 @@ namespace hub = fettle::hub;
 namespace model = fettle::model;
 
 std::map<std::string, std::string> parse(int argc, char** argv) {
-  const std::set<std::string> with_value{"--model", "--batch", "--output", "--dtype", "--adapter"};
+  const std::set<std::string> with_value{"--model", "--batch", "--output", "--dtype", "--adapter", "--device"};
   const std::set<std::string> alone{"--full", "--gradient_checkpointing"};
   std::map<std::string, std::string> options;
   for (int i = 1; i < argc; ++i) {
@@ -86,6 +88,24 @@ model::Batch read_batch(const std::string& file) {
   return batch;
 }
 
+/// One row for a device that compiles for one shape.
+void fill_row(model::Batch& batch) {
+  constexpr int64_t kStep = 128;
+  const int64_t tokens = batch.tokens.size(0);
+  batch.row_length = (tokens + kStep - 1) / kStep * kStep;
+  const auto filled = [&](const at::Tensor& values, int64_t by) {
+    return at::cat({values, at::full({batch.row_length - tokens}, by, at::kLong)});
+  };
+  batch.tokens = filled(batch.tokens, 0);
+  batch.labels = filled(batch.labels, -100);
+  batch.positions = filled(batch.positions, 0);
+  if (batch.row_length > tokens) batch.cu_seqlens.push_back(static_cast<int32_t>(batch.row_length));
+}
+
+at::Tensor on_host(const at::Tensor& tensor) {
+  return tensor.to(at::kCPU, at::kFloat).contiguous();
+}
+
 hub::TensorView view_of(const std::string& name, const at::Tensor& tensor) {
   const hub::DType dtype = tensor.scalar_type() == at::kLong ? hub::DType::kI64 : hub::DType::kF32;
   return {.name = name,
@@ -100,8 +120,11 @@ void run(const std::map<std::string, std::string>& options) {
   config.model_name_or_path = options.at("--model");
   const hub::ModelFolder folder = hub::resolve_model(config);
   const bool bfloat16 = options.contains("--dtype") && options.at("--dtype") == "bfloat16";
+  fettle::config::DeviceConfig where;
+  where.device = options.contains("--device") ? options.at("--device") : "cpu";
+  const at::Device device = fettle::train::start_device(where).torch_device;
   auto decoder = model::Decoder::load(model::DecoderSpec::from_config(folder.config), folder.open_weights(),
-                                      bfloat16 ? at::kBFloat16 : at::kFloat);
+                                      bfloat16 ? at::kBFloat16 : at::kFloat, {.device = device});
   if (options.contains("--adapter")) {
     const std::string& adapter = options.at("--adapter");
     decoder.load_adapter(hub::read_adapter_config(adapter), hub::open_adapter_weights(adapter));
@@ -111,20 +134,21 @@ void run(const std::map<std::string, std::string>& options) {
   }
   decoder.set_gradient_checkpointing(options.contains("--gradient_checkpointing"));
 
-  const model::Batch batch = read_batch(options.at("--batch"));
+  model::Batch batch = read_batch(options.at("--batch"));
+  const int64_t tokens = batch.tokens.size(0);
+  if (device.is_hpu()) fill_row(batch);
   std::vector<std::pair<std::string, at::Tensor>> results;
   {
     const at::NoGradGuard no_gradients;
-    results.emplace_back("logits", decoder.logits(decoder.hidden_states(batch)).to(at::kFloat).contiguous());
+    results.emplace_back("logits", on_host(decoder.logits(decoder.hidden_states(batch)).narrow(0, 0, tokens)));
   }
   const at::Tensor loss = decoder.loss_sum(batch);
-  results.emplace_back("loss_sum", loss.detach().reshape({1}));
+  results.emplace_back("loss_sum", on_host(loss.detach().reshape({1})));
   results.emplace_back("target_tokens", (batch.labels != -100).sum().reshape({1}));
   if (loss.requires_grad()) {
     loss.backward();
     for (const auto& [name, tensor] : decoder.trainable()) {
-      results.emplace_back("grad." + name,
-                           tensor.grad().defined() ? tensor.grad().contiguous() : at::zeros_like(tensor));
+      results.emplace_back("grad." + name, on_host(tensor.grad().defined() ? tensor.grad() : at::zeros_like(tensor)));
     }
   }
   std::vector<hub::TensorView> views;
