@@ -150,12 +150,12 @@ int run_command(const Arguments& arguments) {
   } catch (const std::system_error& error) {  // of fmt's printing, or of starting a thread
     if (std::ferror(stdout) != 0) return report(ExitCode::kIo, kLostOutput, kOutputHint);
     return report(system_error("a system call failed", error.code().value()));
-  } catch (const c10::AcceleratorError& error) {  // a GPU that failed
-    return report(ExitCode::kUnavailable, one_line(error.what_without_backtrace()),
-                  "see the GPU's health (nvidia-smi, dmesg); the same command continues from the last checkpoint");
   } catch (const c10::Error& error) {
-    return device::is_out_of_memory(error) ? report_out_of_memory(arguments)
-                                           : report_internal(error.what_without_backtrace());
+    if (device::is_out_of_memory(error)) return report_out_of_memory(arguments);
+    if (!device::is_device_failure(error)) return report_internal(error.what_without_backtrace());
+    return report(ExitCode::kUnavailable, first_line(error.what_without_backtrace()),
+                  "see the accelerator's health (nvidia-smi or hl-smi, dmesg); the same command continues from the last "
+                  "checkpoint");
   } catch (const std::exception& error) {
     return device::is_out_of_memory(error) ? report_out_of_memory(arguments) : report_internal(error.what());
   }

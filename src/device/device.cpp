@@ -190,9 +190,18 @@ int64_t peak_memory_bytes(at::Device device) {
 bool is_out_of_memory(const std::exception& error) {
   if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return true;
   if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr) return true;
-  const auto* general = dynamic_cast<const c10::Error*>(&error);  // what the allocator of the CPU throws
-  return general != nullptr &&
-         std::string(general->what_without_backtrace()).find("DefaultCPUAllocator") != std::string::npos;
+  const auto* general = dynamic_cast<const c10::Error*>(&error);
+  if (general == nullptr) return false;
+  const std::string what = general->what_without_backtrace();
+  // The allocators of the CPU and of the Gaudi bridge; synStatus 4: out of device memory.
+  return what.find("DefaultCPUAllocator") != std::string::npos || what.find("synStatus=4 ") != std::string::npos ||
+         (what.find("Allocation failed for size") != std::string::npos && at::globalContext().hasHPU());
+}
+
+bool is_device_failure(const std::exception& error) {
+  if (dynamic_cast<const c10::AcceleratorError*>(&error) != nullptr) return true;
+  const auto* general = dynamic_cast<const c10::Error*>(&error);  // all that the Gaudi bridge has
+  return general != nullptr && std::string(general->what_without_backtrace()).find("synStatus=") != std::string::npos;
 }
 
 void synchronize(at::Device device) {

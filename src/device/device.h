@@ -92,6 +92,8 @@ int64_t compiled_graphs(at::Device device);
 
 /// Whether an exception means that memory ran out, here or in libtorch.
 bool is_out_of_memory(const std::exception& error);
+/// Whether it means that an accelerator failed, which another one may not.
+bool is_device_failure(const std::exception& error);
 
 /// Floating-point operations per second of one large square matrix product in `type`, the best of a few tries; takes
 /// about a fifth of a second. The ceiling that a model's own rate is compared with (MFU).

@@ -3,13 +3,12 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/stack.h>
-#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 
 #include "ops/cpu/quantized.h"
 #include "ops/dispatch.h"
+#include "ops/to_device.h"
 
 namespace fettle::ops {
 namespace {
@@ -65,6 +64,17 @@ struct Range {
 Range elements_of(int64_t begin, int64_t end, int64_t all) {
   const int64_t first = begin * kQuantizationBlock;
   return {first, std::min(end * kQuantizationBlock, all) - first};
+}
+
+/// [256, 2]: both values of each byte of codes. One look-up a byte: not every device shifts bits.
+at::Tensor pairs(const std::array<float, 16>& values) {
+  at::Tensor table = at::empty({256, 2}, at::kFloat);
+  auto* to = table.mutable_data_ptr<float>();
+  for (size_t byte = 0; byte < 256; ++byte) {
+    to[2 * byte] = values[byte >> 4];
+    to[2 * byte + 1] = values[byte & 15];
+  }
+  return table;
 }
 
 }  // namespace
@@ -147,9 +157,8 @@ at::Tensor composite::dequantize(const QuantizedWeight& weight, at::ScalarType t
   if (has_eight_bits(weight.format)) {
     values = weight.codes.to(at::kFloat);
   } else {
-    const at::Tensor table = at::tensor(at::ArrayRef<float>(codebook(weight.format))).to(weight.scales.device());
-    const at::Tensor codes = at::stack({weight.codes.bitwise_right_shift(4), weight.codes.bitwise_and(15)}, 1);
-    values = table.index_select(0, codes.flatten().to(at::kInt)).narrow(0, 0, elements(weight));
+    const at::Tensor table = to_device(pairs(codebook(weight.format)), weight.scales.device());
+    values = table.index_select(0, weight.codes.to(at::kInt)).flatten().narrow(0, 0, elements(weight));
   }
   const at::Tensor scales = weight.scales.repeat_interleave(kQuantizationBlock).narrow(0, 0, elements(weight));
   return (values * scales).to(type).view({weight.rows, weight.columns});

@@ -212,8 +212,8 @@ def run(command, place, rules="", environment=None):
 
 
 def is_volatile(name):
-    """Figures of speed, memory and time are of the moment, not of the run."""
-    return any(part in name for part in ("second", "memory", "mfu", "runtime", "flops"))
+    """Figures of speed, memory, time and caches are of the moment, not of the run."""
+    return any(part in name for part in ("second", "memory", "mfu", "runtime", "flops", "compiled_graphs", "warmup"))
 
 
 def lasting(value):
