@@ -2,7 +2,7 @@
 JOBS ?= $(shell nproc)
 VERSION = $(shell sed -n 's/^project.fettle VERSION \([^ ]*\).*/\1/p' CMakeLists.txt)
 .DEFAULT_GOAL := build
-.PHONY: image test-release test-chart test-cluster help setup build build-all dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
+.PHONY: hpu-check image test-release test-chart test-cluster help setup build build-all dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test-cluster: ## the chart on a real Kubernetes made on this machine: trained, i
 	@tools/setup.sh test
 	@$(MAKE) --no-print-directory build
 	@tools/cluster/test.sh
+
+hpu-check: ## on a machine with Gaudi cards, in the vendor's image: compare with the processor, and measure
+	@tools/hpu_check.sh
 
 lint: ## clang-format and clang-tidy
 	@tools/setup.sh lint

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dist/group.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 
@@ -74,6 +75,12 @@ std::string excerpt(const std::string& value, const std::string& other) {
 at::Tensor on_host(const at::Tensor& tensor) {
   TORCH_CHECK(tensor.is_contiguous(), "collective: a tensor that is not contiguous");
   return tensor.cpu();
+}
+
+/// Where what arrives for a tensor arrives: nothing of a device is read.
+at::Tensor place_on_host(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.is_contiguous(), "collective: a tensor that is not contiguous");
+  return tensor.is_cpu() ? tensor : at::empty(tensor.sizes(), tensor.options().device(at::kCPU));
 }
 
 /// The address that other machines reach this process by. The route to the store is the loopback on its own machine,
@@ -236,7 +243,7 @@ Pending Group::reduce(const at::Tensor& tensor, int64_t root) {
 
 Pending Group::broadcast(const at::Tensor& tensor, int64_t root) {
   if (!connection_) return {};
-  const at::Tensor host = on_host(tensor);
+  const at::Tensor host = rank() == root ? on_host(tensor) : place_on_host(tensor);
   return start(connection_->gloo->broadcast(host, root), "a broadcast", rank() == root ? at::Tensor() : tensor, host);
 }
 
@@ -260,7 +267,7 @@ void Group::send(const at::Tensor& tensor, int64_t to) {
 
 void Group::receive(const at::Tensor& tensor, int64_t from) {
   TORCH_CHECK(connection_ && from != rank(), "receive: from another rank only");
-  const at::Tensor host = on_host(tensor);
+  const at::Tensor host = place_on_host(tensor);
   start(connection_->gloo->receive(host, from), "a message", tensor, host).wait();
 }
 

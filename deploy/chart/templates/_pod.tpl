@@ -31,8 +31,8 @@ hold secrets, nor the token.
 {{/* Everything has been fetched, so no rank asks the hub again, and none needs the token. */}}
 {{- $env = append $env (dict "name" "HF_HUB_OFFLINE" "value" "1") -}}
 {{- if eq $values.device "hpu" -}}
-{{/* Graphs are compiled for minutes: a restart finds them on the volume. Path, delete at start, MiB. */}}
-{{- $env = append $env (dict "name" "PT_HPU_RECIPE_CACHE_CONFIG" "value" (printf "%s/hpu-recipes,false,8192" $cache)) -}}
+{{/* Graphs are compiled for minutes: a restart finds them on the volume. Path, delete at start, MiB, on NFS. */}}
+{{- $env = append $env (dict "name" "PT_HPU_RECIPE_CACHE_CONFIG" "value" (printf "%s/hpu-recipes,false,8192,true" $cache)) -}}
 {{- $env = append $env (dict "name" "HABANA_LOGS" "value" "/tmp/habana_logs") -}}
 {{- end -}}
 {{- end -}}
