@@ -21,6 +21,7 @@ struct ModelConfig {
   std::string cache_dir;                ///< hub cache (default: $HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub)
   std::string adapter_name_or_path;     ///< PEFT adapter to start from, evaluate or generate with
   bool load_in_8bit = false;            ///< keep the base's matrices in 8 bits
+  bool load_in_fp8 = false;             ///< in float8, with which a Gaudi computes
   bool load_in_4bit = false;            ///< the same in 4 bits (QLoRA)
   std::string bnb_4bit_quant_type = "nf4";  ///< nf4 fp4 int4
 };

@@ -39,6 +39,13 @@ std::vector<Option> model_options() {
        .slot = slot<&ModelConfig::load_in_8bit>,
        .help = "Keep the base's matrices in 8 bits, each block of 64 elements with a scale.",
        .commands = kTrain | kEval | kGenerate},
+      {.name = "load_in_fp8",
+       .slot = slot<&ModelConfig::load_in_fp8>,
+       .help =
+           "Keep the base's matrices in float8 (e4m3), each with one scale. On hpu the forward's products are computed "
+           "in it, inputs rounded too: faster, less exact. Elsewhere it only saves memory, as load_in_8bit, which is "
+           "more exact.",
+       .commands = kTrain | kEval | kGenerate},
       {.name = "load_in_4bit",
        .slot = slot<&ModelConfig::load_in_4bit>,
        .help = "The same in 4 bits (QLoRA).",

@@ -136,17 +136,22 @@ void check_data(Rules& rules, const DataConfig& data) {
   }
 }
 
+/// The one that is set, or by default that of 4 bits.
+std::string_view few_bits_option(const ModelConfig& model) {
+  if (model.load_in_8bit) return "load_in_8bit";
+  return model.load_in_fp8 ? "load_in_fp8" : "load_in_4bit";
+}
+
 void check_quantization(Rules& rules, const ModelConfig& model) {
   rules.exclusive("load_in_8bit", "load_in_4bit");
-  if (!model.load_in_4bit) {
-    rules.no_effect("bnb_4bit_quant_type", "load_in_4bit is false",
-                    model.load_in_8bit ? "load_in_8bit" : "load_in_4bit");
-  }
+  rules.exclusive("load_in_fp8", "load_in_4bit");
+  rules.exclusive("load_in_fp8", "load_in_8bit");
+  if (!model.load_in_4bit) rules.no_effect("bnb_4bit_quant_type", "load_in_4bit is false", few_bits_option(model));
 }
 
 void check_method(Rules& rules, const Config& config) {
-  const bool is_quantized = config.model.load_in_4bit || config.model.load_in_8bit;
-  const std::string_view few_bits = config.model.load_in_4bit ? "load_in_4bit" : "load_in_8bit";
+  const bool is_quantized = config.model.load_in_4bit || config.model.load_in_8bit || config.model.load_in_fp8;
+  const std::string_view few_bits = few_bits_option(config.model);
   rules.contradiction(is_quantized && !config.lora.use_peft,
                       fmt::format("{} is true and use_peft is false: weights in few bits cannot be trained", few_bits),
                       "train an adapter (use_peft: true)");

@@ -14,8 +14,10 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "ops/dispatch.h"
+#include "ops/hpu/fp8.h"
 
 namespace fettle::ops {
 namespace {
@@ -94,6 +96,26 @@ bool adapter_goes_first(const at::Tensor& x) {
   return x.is_cuda();
 }
 
+/// x·weightᵀ + bias. Projections whose weights are in float8 round x once, together.
+class Products {
+ public:
+  explicit Products(const at::Tensor& x) : x_(x) {}
+
+  at::Tensor of(const LoraProjection& projection) {
+    const auto* quantized = std::get_if<QuantizedWeight>(&projection.weight);
+    if (quantized == nullptr || quantized->format != WeightFormat::kFp8 || !hpu::has_fp8(x_)) {
+      return at::linear(x_, dense(projection.weight, x_.scalar_type()), projection.bias);
+    }
+    if (!rounded_) rounded_ = hpu::to_fp8(x_);
+    const at::Tensor y = hpu::fp8_linear(*rounded_, *quantized, x_.scalar_type());
+    return projection.bias.defined() ? y + projection.bias : y;
+  }
+
+ private:
+  at::Tensor x_;
+  std::optional<hpu::Fp8> rounded_;
+};
+
 // Without dropout all projections read the same x, so their a's are stacked: one product with x for all of them, in the
 // forward and in the backward. With dropout each reads an x of its own.
 class LoraLinear : public torch::autograd::Function<LoraLinear> {
@@ -106,15 +128,15 @@ class LoraLinear : public torch::autograd::Function<LoraLinear> {
     std::vector<int64_t> formats;
     variable_list outputs;
     int64_t pair = 0;
+    Products products(x);
     for (const LoraProjection& projection : projections) {
-      const at::Tensor weight = dense(projection.weight, x.scalar_type());
       const bool adds_weight = projection.a.defined() && !projection.bias.defined() && adapter_goes_first(x);
       at::Tensor y =
-          adds_weight ? at::empty({x.size(0), weight.size(0)}, x.options()) : at::linear(x, weight, projection.bias);
+          adds_weight ? at::empty({x.size(0), rows(projection.weight)}, x.options()) : products.of(projection);
       if (projection.a.defined()) {
         y.addmm_(saved.low[pair], projection.b.t(), /*beta=*/adds_weight ? 0 : 1, /*alpha=*/options.scaling);
       }
-      if (adds_weight) y.addmm_(x, weight.t());
+      if (adds_weight) y.addmm_(x, dense(projection.weight, x.scalar_type()).t());
       lora_of.push_back(projection.a.defined() ? pair++ : -1);
       saved.weights.push_back(projection.weight);
       formats.push_back(Saved::format(projection.weight));

@@ -5,9 +5,11 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "ops/cpu/quantized.h"
 #include "ops/dispatch.h"
+#include "ops/hpu/fp8.h"
 #include "ops/to_device.h"
 
 namespace fettle::ops {
@@ -66,6 +68,12 @@ Range elements_of(int64_t begin, int64_t end, int64_t all) {
   return {first, std::min(end * kQuantizationBlock, all) - first};
 }
 
+QuantizedWeight quantize_fp8(const at::Tensor& weight) {
+  const at::Tensor wide = weight.contiguous().to(at::kFloat).flatten();
+  const at::Tensor scale = wide.abs().amax().div_(kLargestFp8).clamp_min_(std::numeric_limits<float>::min());
+  return {WeightFormat::kFp8, weight.size(0), weight.size(1), (wide / scale).to(at::kFloat8_e4m3fn), scale.view({1})};
+}
+
 /// [256, 2]: both values of each byte of codes. One look-up a byte: not every device shifts bits.
 at::Tensor pairs(const std::array<float, 16>& values) {
   at::Tensor table = at::empty({256, 2}, at::kFloat);
@@ -80,14 +88,14 @@ at::Tensor pairs(const std::array<float, 16>& values) {
 }  // namespace
 
 std::string_view name(WeightFormat format) {
-  constexpr std::array<std::string_view, 4> kNames{"int8", "int4", "nf4", "fp4"};
+  constexpr std::array<std::string_view, 5> kNames{"int8", "int4", "nf4", "fp4", "fp8"};
   return kNames[static_cast<size_t>(format)];
 }
 
 const std::array<float, 16>& codebook(WeightFormat format) {
   static constexpr std::array<float, 16> kFp4Codes = fp4();
   static constexpr std::array<float, 16> kInt4Codes = int4();
-  TORCH_CHECK(!has_eight_bits(format), "codebook: int8 has none");
+  TORCH_CHECK(!has_eight_bits(format) && format != WeightFormat::kFp8, "codebook: ", name(format), " has none");
   if (format == WeightFormat::kInt4) return kInt4Codes;
   return format == WeightFormat::kNf4 ? kNf4 : kFp4Codes;
 }
@@ -96,6 +104,7 @@ QuantizedWeight quantize(const at::Tensor& weight, WeightFormat format) {
   TORCH_CHECK(weight.dim() == 2 && weight.is_cpu() &&
                   (weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kBFloat16),
               "quantize: a float32 or bfloat16 matrix, not ", weight.sizes());
+  if (format == WeightFormat::kFp8) return quantize_fp8(weight);
   const at::Tensor from = weight.contiguous();
   const int64_t all = weight.numel();
   const int64_t blocks = (all + kQuantizationBlock - 1) / kQuantizationBlock;
@@ -121,6 +130,9 @@ QuantizedWeight quantize(const at::Tensor& weight, WeightFormat format) {
 }
 
 at::Tensor dequantize(const QuantizedWeight& weight, at::ScalarType type) {
+  if (weight.format == WeightFormat::kFp8) {
+    return hpu::has_fp8(weight.scales) ? hpu::fp8_dense(weight, type) : composite::dequantize(weight, type);
+  }
   at::Tensor to = at::empty({weight.rows, weight.columns}, weight.scales.options().dtype(type));
   if (has_cuda_kernel(to)) {
     cuda::Dequantize arguments{.type = kernel_type(to),
@@ -154,6 +166,9 @@ at::Tensor dequantize(const QuantizedWeight& weight, at::ScalarType type) {
 
 at::Tensor composite::dequantize(const QuantizedWeight& weight, at::ScalarType type) {
   at::Tensor values;
+  if (weight.format == WeightFormat::kFp8) {
+    return (weight.codes.to(at::kFloat) * weight.scales).to(type).view({weight.rows, weight.columns});
+  }
   if (has_eight_bits(weight.format)) {
     values = weight.codes.to(at::kFloat);
   } else {

@@ -20,9 +20,13 @@ enum class WeightFormat : int64_t {
   kInt4,  ///< (code - 8)/8 · scale; the scale has the sign that gives the largest element a code of its own
   kNf4,   ///< quantiles of a normal distribution
   kFp4,   ///< sign, two bits of exponent, one of mantissa
+  kFp8,   ///< float8_e4m3fn up to kLargestFp8, times one scale for the whole matrix: Gaudi computes with it
 };
 
-/// int8, int4, nf4, fp4.
+/// A Gaudi 2 has no e4m3 beyond.
+inline constexpr double kLargestFp8 = 240;
+
+/// int8, int4, nf4, fp4, fp8.
 std::string_view name(WeightFormat format);
 
 /// The 16 values of a 4-bit format, between -1 and 1, by code.
@@ -30,10 +34,11 @@ const std::array<float, 16>& codebook(WeightFormat format);
 
 struct QuantizedWeight {
   WeightFormat format;
-  int64_t rows;      ///< O
-  int64_t columns;   ///< C
-  at::Tensor codes;  ///< int8 [O·C]; or uint8 [⌈O·C/2⌉], an element with an even index in the upper half of a byte
-  at::Tensor scales;  ///< float32 [⌈O·C/64⌉]
+  int64_t rows;     ///< O
+  int64_t columns;  ///< C
+  /// int8 or float8 [O·C]; or uint8 [⌈O·C/2⌉], an element with an even index in the upper half of a byte.
+  at::Tensor codes;
+  at::Tensor scales;  ///< float32 [⌈O·C/64⌉]; of kFp8 [1]
 
   [[nodiscard]] int64_t bytes() const { return static_cast<int64_t>(codes.nbytes() + scales.nbytes()); }
 };

@@ -90,6 +90,7 @@ at::ScalarType compute_type(const config::TrainingConfig& training) {
 
 std::optional<ops::WeightFormat> weight_format(const config::ModelConfig& model) {
   if (model.load_in_8bit) return ops::WeightFormat::kInt8;
+  if (model.load_in_fp8) return ops::WeightFormat::kFp8;
   if (!model.load_in_4bit) return std::nullopt;
   if (model.bnb_4bit_quant_type == "int4") return ops::WeightFormat::kInt4;
   return model.bnb_4bit_quant_type == "fp4" ? ops::WeightFormat::kFp4 : ops::WeightFormat::kNf4;

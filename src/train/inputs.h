@@ -32,7 +32,7 @@ void require_vocabulary(const ModelInputs& inputs, const data::TokenDataset& dat
 /// bfloat16 or float32.
 at::ScalarType compute_type(const config::TrainingConfig& training);
 
-/// What load_in_8bit, load_in_4bit and bnb_4bit_quant_type ask for; none: the base is not quantized.
+/// What load_in_8bit, load_in_fp8, load_in_4bit and bnb_4bit_quant_type ask for; none: the base is not quantized.
 std::optional<ops::WeightFormat> weight_format(const config::ModelConfig& model);
 
 /// What a model is computed with, besides its own options.

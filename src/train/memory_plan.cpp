@@ -94,8 +94,9 @@ void add_base(MemoryPlan& plan, const model::DecoderSpec& spec, const config::Co
     plan.parts.push_back({"weights to compute with", whole * element * share});
   }
   if (!format) return;
-  const double scale = kFloatBytes / static_cast<double>(ops::kQuantizationBlock);
-  const double code = *format == ops::WeightFormat::kInt8 ? 1.0 : 0.5;
+  const bool has_blocks = *format != ops::WeightFormat::kFp8;
+  const double scale = has_blocks ? kFloatBytes / static_cast<double>(ops::kQuantizationBlock) : 0;
+  const double code = *format == ops::WeightFormat::kInt8 || !has_blocks ? 1.0 : 0.5;
   plan.parts.push_back({"quantized weights", quantized.all * (code + scale)});
   plan.parts.push_back({"one of them expanded", quantized.largest * element});
 }

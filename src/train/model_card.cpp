@@ -51,6 +51,7 @@ std::string usage(const config::Config& config) {
 
 std::string quantization_arguments(const config::ModelConfig& model) {
   if (model.load_in_8bit) return " --load_in_8bit=true";
+  if (model.load_in_fp8) return " --load_in_fp8=true";
   if (!model.load_in_4bit) return "";
   const bool is_default = model.bnb_4bit_quant_type == config::ModelConfig().bnb_4bit_quant_type;
   return " --load_in_4bit=true" + (is_default ? "" : " --bnb_4bit_quant_type=" + model.bnb_4bit_quant_type);

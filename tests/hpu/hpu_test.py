@@ -33,6 +33,7 @@ BRIDGE = {"FETTLE_HPU_BRIDGE": str(SITE / "habana_frameworks/torch"), "LD_LIBRAR
 IS_CARD = "FETTLE_TEST_CARD" in os.environ
 ACCUMULATION = 3
 ROUNDED = 4e-3  # one rounding of bfloat16 is 2^-9
+IN_8_BITS = 5e-2  # inputs of every product rounded to 2^-4, which a base in fp8 on a processor is not
 EXACT = ROUNDED if IS_CARD else 1e-5  # float32 in another order; a card's products may round their inputs
 USAGE, UNAVAILABLE, OUT_OF_MEMORY, DIVERGED = 64, 69, 71, 76
 
@@ -139,6 +140,7 @@ KINDS = {
     "LoRA, recomputed": ({"gradient_checkpointing": True}, EXACT),
     "LoRA, bf16": ({"bf16": True, "learning_rate": 1e-3}, ROUNDED),
     "LoRA, a base in 4 bits": ({"load_in_4bit": True, "learning_rate": 1e-3}, EXACT),
+    "LoRA, a base in fp8": ({"load_in_fp8": True, "learning_rate": 1e-3}, IN_8_BITS),
     "LoRA, evaluated": ({"do_eval": True, "validation_split_percentage": 20, "eval_strategy": "steps", "eval_steps": 2}, EXACT),
     "LoRA, spikes watched": ({"grad_spike_limit": 1000}, EXACT),
     "all weights": ({"use_peft": False, "learning_rate": 1e-3}, EXACT),
@@ -151,6 +153,9 @@ def kinds(workplace, summary, _):
     for name, (options, tolerance) in KINDS.items():
         ours, card = trained(workplace, name, **options)
         require(IS_CARD or card.counted("cpu_fallbacks") == 0, f"{name}: on the processor: {IS_CARD or card.report}")
+        if not IS_CARD:
+            products = card.counted("fused:fp8_gemm_v2")
+            require((products > 0) == ("load_in_fp8" in options), f"{name}: {products} products in fp8")
         if tolerance:
             require_same_losses(ours, trained(workplace, name, device="cpu", **options)[0], tolerance, name)
         summary.count("kinds of runs")

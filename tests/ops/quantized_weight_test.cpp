@@ -8,6 +8,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "ops/lora_linear.h"
@@ -110,6 +111,46 @@ TEST_P(Formats, TrainAsTheWeightTheyStandFor) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
     const auto actual = testing::run(op(&lora_linear, false), inputs, type, seed);
     const auto expected = testing::run(op(&lora_linear, true), inputs, type, seed);
+    for (size_t i = 0; i < actual.size(); ++i) EXPECT_TRUE(at::equal(actual[i], expected[i])) << type << " " << i;
+  }
+}
+
+TEST(Float8, RoundsToThreeBitsOfMantissa) {
+  for (const auto& shape : shapes()) {
+    const at::Tensor weight = random(shape);
+    const QuantizedWeight quantized = quantize(weight.to(at::kFloat), WeightFormat::kFp8);
+    EXPECT_EQ(quantized.bytes(), weight.numel() + 4);
+    const double largest = weight.abs().max().item<double>();
+    EXPECT_LE(quantized.codes.to(at::kFloat).abs().max().item<double>(), kLargestFp8);
+    const at::Tensor back = dequantize(quantized, at::kFloat).to(at::kDouble);
+    const double smallest_normal = largest / kLargestFp8 * std::pow(2.0, -6);
+    const at::Tensor allowed = weight.abs().clamp_min(smallest_normal).mul_(std::pow(2.0, -4) * 1.001);
+    EXPECT_TRUE(((back - weight).abs() <= allowed).all().item<bool>());
+    EXPECT_TRUE(
+        at::equal(dequantize(quantize(back.to(at::kFloat), WeightFormat::kFp8), at::kFloat), back.to(at::kFloat)));
+  }
+}
+
+TEST(Float8, KeepsZerosAndShowsWhatIsNotFinite) {
+  at::Tensor weight = at::zeros({2, 8});
+  EXPECT_TRUE(at::equal(dequantize(quantize(weight, WeightFormat::kFp8), at::kFloat), weight));
+  weight[1][3] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_TRUE(dequantize(quantize(weight, WeightFormat::kFp8), at::kFloat).isnan().any().item<bool>());
+}
+
+TEST(Float8, TrainsAsTheWeightThatItStandsFor) {
+  const QuantizedWeight quantized = quantize(random({24, 16}).to(at::kFloat), WeightFormat::kFp8);
+  const auto op = [&](bool expanded) {
+    return [&, expanded](const std::vector<at::Tensor>& in) {
+      const Weight weight = expanded ? Weight(dequantize(quantized, in[0].scalar_type())) : Weight(quantized);
+      return lora_linear(in[0], {{weight, {}, in[1], in[2]}}, {.scaling = 0.5, .dropout = 0})[0];
+    };
+  };
+  const std::vector<at::Tensor> inputs{random({50, 16}), random({4, 16}), random({24, 4})};
+  const at::Tensor seed = random({50, 24});
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const auto actual = testing::run(op(false), inputs, type, seed);
+    const auto expected = testing::run(op(true), inputs, type, seed);
     for (size_t i = 0; i < actual.size(); ++i) EXPECT_TRUE(at::equal(actual[i], expected[i])) << type << " " << i;
   }
 }
