@@ -173,6 +173,7 @@ void run_steps(Run& run, StopDeferral& deferral) {
   Report report(run);
   SavePlan saves;
   StopBound bound;
+  Stopwatch since_reading;
   if (run.profiler) run.profiler->expect(run.total_steps - run.state.step);
   if (run.state.owes_evaluation) {
     evaluate_if_owed(run, report);
@@ -192,8 +193,11 @@ void run_steps(Run& run, StopDeferral& deferral) {
       run.unread.push_back(std::move(agreed.own));
       if (report.is_due()) read_outcomes(run);
     }
+    if (report.ends_warmup()) device::synchronize(run.model.device());
     const double seconds = watch.seconds();
-    bound.step_done(step, seconds);
+    // What a device has still to do counts too: a signal waits for it.
+    if (run.unread.empty()) bound.step_done(step, outcome ? seconds : since_reading.seconds());
+    if (run.unread.empty()) since_reading = {};
     deferral.set_bound(bound.seconds(run));
     report.took(seconds);
     if (run.profiler) run.profiler->step_ended(step.tokens);

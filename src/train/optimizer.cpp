@@ -107,8 +107,8 @@ void AdamW::step(double learning_rate) {
 
 void AdamW::step_group(Group& group, double learning_rate) const {
   const c10::NoGradGuard no_gradients;
-  Group used;  // the entries whose parameter has a gradient; tensors are handles,
-               // so the kernel changes the group's own
+  // The entries whose parameter has a gradient; tensors are handles, so the kernel changes the group's own.
+  Group used;
   used.weight_decay = group.weight_decay;
   std::vector<at::Tensor> parameters;
   std::vector<at::Tensor> gradients;

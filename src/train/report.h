@@ -36,6 +36,8 @@ class Report {
   void count(const Step& step, const Cursor& next);
   /// What it took, once that is known.
   void took(double seconds);
+  /// Whether it is the last that counts for no throughput: what it has left to do must not count for the next.
+  [[nodiscard]] bool ends_warmup() const { return warmup_steps_ == 1; }
   /// Whether there is a metrics line for the step that was counted last.
   [[nodiscard]] bool is_due() const;
   /// Shows the step that was counted last. Throws Error{kIo}.

@@ -71,7 +71,7 @@ void write_results(const config::Config& config, const TrainingState& state, con
     results["eval_target_tokens"] = after->target_tokens;
     results["eval_records"] = after->records;
   }
-  results["peak_memory_bytes"] = device::peak_memory_bytes(device);
+  if (const int64_t peak = device::peak_memory_bytes(device); peak > 0) results["peak_memory_bytes"] = peak;
   const std::filesystem::path folder = config.output.output_dir;
   write_file(folder / "README.md", model_card(config, results));
   write_file(folder / "all_results.json", results.dump(2) + '\n');
