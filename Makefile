@@ -50,6 +50,7 @@ image: ## build the image localhost/fettle:<version>-cpu (TARGET=cuda or hpu: th
 test-cluster: ## the chart on a real Kubernetes made on this machine: trained, interrupted, resumed (root; minutes)
 	@tools/setup.sh test
 	@$(MAKE) --no-print-directory build
+	@cmake --build --preset release -j $(JOBS) --target hpu_stand_in hpu_stand_in_synapse
 	@tools/cluster/test.sh
 
 hpu-check: ## on a machine with Gaudi cards, in the vendor's image: compare with the processor, and measure

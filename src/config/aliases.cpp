@@ -19,6 +19,7 @@ constexpr std::string_view kWeightsMapped = "weights are always mapped from the 
 constexpr std::string_view kNoCode = "no code from a model's folder is ever run";
 constexpr std::string_view kAttention = "the attention kernel is chosen for the device";
 constexpr std::string_view kExchange = "there is one way to exchange gradients";
+constexpr std::string_view kPadding = "nothing is padded, but rows on hpu, which computes with one shape";
 constexpr std::string_view kGaudi = "it tunes the Gaudi software of the old system";
 constexpr std::string_view kLoader = "batches are read from mapped memory";
 
@@ -82,14 +83,14 @@ const std::vector<IgnoredOption>& ignored_options() {
       {"trust_remote_code", kNoCode},
       {"use_fast_tokenizer", "there is one tokenizer library"},
       {"use_auth_token", "a token in HF_TOKEN or HF_TOKEN_PATH is always used"},
-      {"use_cache", "generation always keeps keys and values, training never does"},
+      {"use_cache", "generation keeps keys and values wherever that is faster, training never does"},
       {"low_cpu_mem_usage", kWeightsMapped},
       {"load_meta_device", kWeightsMapped},
       {"keep_in_memory", "tokenized records are mapped from the cache"},
-      {"pad_to_max_length", "nothing is padded"},
-      {"pad_to_multiple_of", "nothing is padded"},
-      {"padding_free", "nothing is padded"},
-      {"group_by_length", "nothing is padded"},
+      {"pad_to_max_length", kPadding},
+      {"pad_to_multiple_of", kPadding},
+      {"padding_free", kPadding},
+      {"group_by_length", kPadding},
       {"train_sampling_strategy", "the order is decided by shuffle and seed"},
       {"use_flash_attention", kAttention},
       {"flash_attention_recompute", kAttention},

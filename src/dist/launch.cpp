@@ -372,14 +372,15 @@ struct Launcher {
   bool (*is_there)(const Variables& variables);
   Launch (*read)(const Variables& variables);
   const char* rank;  ///< the variable that RANK must agree with, or null if it is RANK itself or overrules it
+  bool starts_each = false;  ///< process of a machine, and not one that stands for all
 };
 
 /// The first that is there decides.
 constexpr std::array kLaunchers = {
-    Launcher{"torchrun", has_torchrun, read_torchrun, nullptr},
-    Launcher{"mpirun", has_open_mpi, read_open_mpi, "OMPI_COMM_WORLD_RANK"},
-    Launcher{"mpirun", has_hydra, read_hydra, "PMI_RANK"},
-    Launcher{"Slurm", has_slurm, read_slurm, "SLURM_PROCID"},
+    Launcher{"torchrun", has_torchrun, read_torchrun, nullptr, true},
+    Launcher{"mpirun", has_open_mpi, read_open_mpi, "OMPI_COMM_WORLD_RANK", true},
+    Launcher{"mpirun", has_hydra, read_hydra, "PMI_RANK", true},
+    Launcher{"Slurm", has_slurm, read_slurm, "SLURM_PROCID", true},
     Launcher{"PyTorchJob", has_pytorch_job, read_pytorch_job, nullptr},
     Launcher{"environment", has_ranks, read_environment, nullptr},
     Launcher{"Trainer (PET_*)", has_trainer, read_trainer, nullptr},
@@ -422,6 +423,7 @@ Launch read_launch(const Environment& environment) {
     if (launcher.rank != nullptr) check_agreement(variables, launcher, launch);
     if (launch.world_size == 1) return {};
     launch.launcher = launcher.name;
+    launch.is_one_of_machine = launcher.starts_each;
     return launch;
   }
   check_single(variables);

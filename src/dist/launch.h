@@ -75,6 +75,7 @@ struct Launch {
   /// For the log: "torchrun", "mpirun", "Slurm", "PyTorchJob", "Trainer (PET_*)", "Indexed Job", "environment"; empty
   /// for a single process.
   std::string launcher;
+  bool is_one_of_machine = false;  ///< the launcher starts every process of a machine itself (torchrun, mpirun, srun)
 };
 
 /// The value of a variable, or nullopt if it is not set.

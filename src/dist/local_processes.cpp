@@ -124,8 +124,7 @@ class Processes {
 
 bool starts_local_processes(const Launch& node, int64_t count) {
   if (count == 1 || node.local_world_size == count) return false;
-  const bool starts_each = node.launcher == "torchrun" || node.launcher == "mpirun" || node.launcher == "Slurm";
-  if (!starts_each && node.local_world_size == 1) return true;
+  if (!node.is_one_of_machine && node.local_world_size == 1) return true;
   throw Error(ExitCode::kConfig,
               fmt::format("nproc_per_node is {}, but {} started {} on this machine", count, node.launcher,
                           node.local_world_size),

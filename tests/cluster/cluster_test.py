@@ -7,6 +7,7 @@
   admitted         every values file, kind and number of nodes, by the API server with the operators' own definitions, under
                    the "restricted" level
   gaudi            eight cards, from the device plugin
+  stand_in         two cards, with a stand-in of the vendor's bridge (tests/hpu) on the volume: trained to the end
   copied           a folder of 1 GB to the volume and back, each with a cut in between
 """
 
@@ -199,6 +200,26 @@ def gaudi(_workplace, summary, _):
         summary.count("8 cards: scheduled, without privileges")
 
 
+def stand_in(workplace, summary, _):
+    """Two Gaudi cards, computing by the stand-in: both processes train, and the result is one that PEFT loads."""
+    folder = "/data/bridge"
+    environment = {"FETTLE_HPU_BRIDGE": f"{folder}/habana_frameworks/torch", "LD_LIBRARY_PATH": f"{folder}/habanalabs",
+                   "GC_KERNEL_PATH": f"{folder}/habanalabs/libtpc_kernels.so", "FETTLE_STAND_IN_CARDS": "8",
+                   "FETTLE_STAND_IN_FOLDER": "/tmp"}
+    values = {"config.max_steps": 4, "config.num_train_epochs": None, "device": "hpu", "accelerators": 2, "suspend": True,
+              "resources.cpu": "500m", "extraEnv": [{"name": name, "value": value} for name, value in environment.items()]}
+    with release(level="privileged", **values) as run_:
+        run_.copy("upload", harness.BUILD / "tests/hpu/site", folder)
+        run_.helm("upgrade", run_.name, CHART, "--reuse-values", "--set", "suspend=false")
+        output = run_.result(workplace.new("stand-in"), seconds=500)
+        log = run_.log()
+        require(log.count("stand-in: this is not a Gaudi card") == 2 and "hpu:0" in log, log)
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        require(any(line.get("compiled_graphs", 0) > 0 for line in lines), lines)
+        peft_loads(output)
+        summary.count("2 cards, stand-in: trained to the end, loaded by PEFT")
+
+
 def copied(workplace, summary, _):
     """Cut in the middle, the same command goes on where it was; the hashes are equal on both sides."""
     place = workplace.new("copied")
@@ -234,4 +255,4 @@ def copied(workplace, summary, _):
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main("cluster", [image, example, nodes, admitted, gaudi, copied]))
+    sys.exit(harness.main("cluster", [image, example, nodes, admitted, gaudi, stand_in, copied]))

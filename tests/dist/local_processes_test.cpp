@@ -8,11 +8,19 @@
 namespace fettle::dist {
 namespace {
 
+/// One that describes machines only.
 Launch node(const char* launcher, int64_t world_size = 1, int64_t local_world_size = 1) {
   Launch launch;
   launch.launcher = launcher;
   launch.world_size = world_size;
   launch.local_world_size = local_world_size;
+  return launch;
+}
+
+/// One that starts every process itself.
+Launch process(const char* launcher, int64_t world_size = 1, int64_t local_world_size = 1) {
+  Launch launch = node(launcher, world_size, local_world_size);
+  launch.is_one_of_machine = true;
   return launch;
 }
 
@@ -23,12 +31,12 @@ TEST(StartsLocalProcesses, WhereTheLauncherDescribesMachinesOnly) {
     EXPECT_TRUE(starts_local_processes(node(launcher, 2), 8)) << launcher;
   }
   EXPECT_FALSE(starts_local_processes(node("environment", 16, 8), 8)) << "one of them";
-  EXPECT_FALSE(starts_local_processes(node("torchrun", 8, 8), 8)) << "torchrun has started as many";
+  EXPECT_FALSE(starts_local_processes(process("torchrun", 8, 8), 8)) << "torchrun has started as many";
 }
 
 TEST(StartsLocalProcesses, RefusesANumberThatIsNotTheLaunchers) {
   for (const Launch& launch :
-       {node("torchrun", 4, 4), node("torchrun", 1, 1), node("mpirun", 2, 1), node("Slurm", 2, 2)}) {
+       {process("torchrun", 4, 4), process("torchrun", 1, 1), process("mpirun", 2, 1), process("Slurm", 2, 2)}) {
     try {
       starts_local_processes(launch, 8);
       ADD_FAILURE() << launch.launcher;
