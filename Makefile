@@ -39,10 +39,12 @@ test-chart: build ## the Helm chart without a cluster: lint, unit suites, schema
 	@tools/cluster/install.sh manifests
 	@cd deploy/tests && python3 -m unittest discover --pattern '*_test.py'
 
-nightly: ## the long proofs: the real 135M model against TRL, WikiText-2 perplexity
-	@tools/setup.sh test model
+nightly: ## the long proofs: the real 135M model against TRL, WikiText-2 perplexity; other versions of torch; the hpu image
+	@tools/setup.sh test model gaudi
 	@$(MAKE) --no-print-directory build-all
 	@ctest --preset release -L nightly --output-on-failure
+	@JOBS=$(JOBS) tools/torch_versions.sh
+	@JOBS=$(JOBS) tests/hpu/image_test.sh
 
 image: ## build the image localhost/fettle:<version>-cpu (TARGET=cuda or hpu: that one) with docker, podman or buildah
 	@tools/image.sh $(or $(TARGET),cpu) localhost/fettle:$(VERSION)-$(or $(TARGET),cpu)

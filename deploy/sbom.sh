@@ -15,7 +15,7 @@ sources() {
     package crate "$name" "$version" "pkg:cargo/$name@$version"
   done
   sed -n 's/^\([A-Za-z0-9._-]*\)==\([^ ]*\).*/\1 \2/p' "$1" | while read -r name version; do
-    package wheel "$name" "$version" "pkg:pypi/$name@$version"
+    package wheel "$name" "$version" "pkg:pypi/$name@$(printf %s "$version" | sed 's/+/%2B/g')"
   done
 }
 

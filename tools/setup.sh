@@ -6,6 +6,7 @@
 #   tools/setup.sh chart      also PyYAML; Go is needed to build Helm and its tools
 #   tools/setup.sh fuzz       also clang with libFuzzer
 #   tools/setup.sh cuda       also nvcc into .venv-cuda (0.3 GB), which compiles the CUDA kernels without a GPU
+#   tools/setup.sh gaudi      also g++-11, which Gaudi's images carry, where the distribution has it
 #   tools/setup.sh model      also SmolLM2-135M-Instruct into .downloads (98 MB)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -85,6 +86,7 @@ for extra in "$@"; do
     fuzz) install_packages clang libclang-rt-14-dev ;;
     model) install_model ;;
     cuda) install_python .venv-cuda tools/requirements-cuda.txt --no-deps ;;
-    *) die "unknown argument $extra (test, lint, chart, fuzz, model, cuda)" ;;
+    gaudi) if [ -n "$(apt-cache search --names-only '^g++-11$')" ]; then install_packages g++-11; fi ;;
+    *) die "unknown argument $extra (test, lint, chart, fuzz, gaudi, model, cuda)" ;;
   esac
 done

@@ -80,6 +80,16 @@ c10::CachingDeviceAllocator::Stat allocated(at::Device device) {
   return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
 }
 
+/// 0 with torch 2.9, whose allocators do not tell.
+template <typename Allocator>
+int64_t total_memory(Allocator& allocator, at::DeviceIndex index) {
+  if constexpr (requires { allocator.getMemoryInfo(index); }) {
+    return static_cast<int64_t>(allocator.getMemoryInfo(index).second);
+  } else {
+    return 0;
+  }
+}
+
 }  // namespace
 
 std::string Device::description() const {
@@ -164,7 +174,7 @@ void seed(uint64_t value) {
 int64_t memory_capacity_bytes(at::Device device) {
   if (device.is_hpu()) return hpu_memory_bytes(look_at_machine().type);
   if (!device.is_cpu()) {
-    return static_cast<int64_t>(at::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).second);
+    return total_memory(*at::getDeviceAllocator(device.type()), device.index());
   }
   int64_t capacity = kernel_bytes("/proc/meminfo", "MemTotal:");
   for (const char* file : {"memory.max", "memory/memory.limit_in_bytes"}) {  // of a control group, version 2 and 1

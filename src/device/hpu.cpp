@@ -2,6 +2,7 @@
 #include "device/hpu.h"
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
@@ -151,7 +152,7 @@ HpuFolders hpu_folders() {
   Dl_info library{};
   if (const auto given = process_environment("FETTLE_HPU_BRIDGE")) {
     bridge = *given;
-  } else if (::dladdr(reinterpret_cast<const void*>(&c10::impl::getDeviceGuardImpl), &library) != 0) {
+  } else if (::dladdr(reinterpret_cast<const void*>(&c10::GetCPUAllocator), &library) != 0) {  // of libc10.so
     const fs::path packages = fs::canonical(library.dli_fname).parent_path().parent_path().parent_path();
     bridge = packages / "habana_frameworks" / "torch";
   }

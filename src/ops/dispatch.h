@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/BFloat16.h>
 
@@ -24,6 +25,21 @@ inline std::atomic<const cuda::KernelTable*> cuda_kernels = nullptr;
 
 inline bool has_kernel_type(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
+}
+
+/// c10::Stream of torch 2.10, which Gaudi's images hold, does not tell what CUDA knows it by: its composites run there.
+template <typename Stream>
+constexpr bool has_native_handle = requires(const Stream& stream) {
+  stream.native_handle();
+};
+
+template <typename Stream>
+void* native_handle(const Stream& stream) {
+  if constexpr (has_native_handle<Stream>) {
+    return stream.native_handle();
+  } else {
+    return nullptr;
+  }
 }
 }  // namespace detail
 
@@ -47,7 +63,8 @@ inline bool has_cpu_kernel(const at::Tensor& x) {
   return uses_fused_ops() && x.is_cpu() && detail::has_kernel_type(x);
 }
 inline bool has_cuda_kernel(const at::Tensor& x) {
-  return uses_fused_ops() && x.is_cuda() && detail::has_kernel_type(x) && detail::cuda_kernels != nullptr;
+  return detail::has_native_handle<c10::Stream> && uses_fused_ops() && x.is_cuda() && detail::has_kernel_type(x) &&
+         detail::cuda_kernels != nullptr;
 }
 inline bool has_kernel(const at::Tensor& x) {
   return has_cpu_kernel(x) || has_cuda_kernel(x);
@@ -60,7 +77,7 @@ void launch(cuda::Launch<Arguments> cuda::KernelTable::*kernel, const at::Tensor
   const c10::DeviceGuard guard(x.device());
   const c10::impl::VirtualGuardImpl device(x.device().type());
   const cuda::Failure failure =
-      (detail::cuda_kernels.load()->*kernel)(arguments, device.getStream(x.device()).native_handle());
+      (detail::cuda_kernels.load()->*kernel)(arguments, detail::native_handle(device.getStream(x.device())));
   TORCH_CHECK(failure == nullptr, "a CUDA kernel did not launch: ", failure);
 }
 inline cuda::Type kernel_type(const at::Tensor& x) {

@@ -96,6 +96,11 @@ TEST_F(Hpu, CountsGraphsByTheirNames) {
   EXPECT_EQ(cached_graphs(reader(variables)), 2);
 }
 
+TEST_F(Hpu, LooksForTheBridgeBesideTheTorchInUse) {
+  EXPECT_TRUE(fs::exists(hpu_folders().torch / "version.py")) << hpu_folders().torch;
+  EXPECT_EQ(hpu_folders().bridge.parent_path().parent_path(), hpu_folders().torch.parent_path());
+}
+
 TEST_F(Hpu, TakesTheVendorsTorchOfItsOwnVersionAlone) {
   const std::string version = TORCH_VERSION;
   const auto fails = [&] { return std::string(error_of([&] { require_bridge_fits(folders()); }).what()); };

@@ -1,25 +1,40 @@
 #!/usr/bin/env bash
 # Builds the image for the cluster's tests where there is no container engine's daemon and no image registry: on a
 # Debian made by debootstrap, by buildah, with this machine's Rust and ccache lent to the build.
-#   image.sh FILE [cpu|cuda]    the archive that cluster.sh load-image takes; the image is localhost/fettle:test
+#   image.sh FILE [cpu|cuda|hpu]           the archive that cluster.sh load-image takes, with localhost/fettle:test in it;
+#                                          `-`: no archive. hpu: localhost/fettle:test-hpu, on tests/hpu/vendor_image.sh
+#   image.sh --base TAG [SUITE [MIRROR]]   only what images are built on: a distribution without what runs on it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-(($# == 1 || $# == 2)) || { sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
-archive=$(realpath -m "$1") target=${2:-cpu}
 base=localhost/debian:bookworm-slim
+
+usage() {
+  sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}" >&2
+  exit 2
+}
 
 # What Docker's slim image leaves out is left out here too: documentation and translations.
 make_base() {
-  local folder container
+  local tag=$1 suite=${2:-bookworm} mirror=${3:-} folder container
+  buildah inspect "$tag" >/dev/null 2>&1 && return
   folder=$(mktemp -d)
-  debootstrap --variant=minbase bookworm "$folder" >/dev/null
+  # Ubuntu has half of what Debian's main has in another component.
+  debootstrap --variant=minbase ${mirror:+--components=main,universe} "$suite" "$folder" ${mirror:+"$mirror"} >/dev/null
   rm -rf "$folder"/usr/share/{doc,man,info,locale}/* "$folder"/var/{cache,lib}/apt/*/* "$folder"/var/log/*.log
   container=$(buildah from scratch)
   buildah add --quiet "$container" "$folder" / >/dev/null
-  buildah commit --quiet --rm "$container" "$base" >/dev/null
+  buildah commit --quiet --rm "$container" "$tag" >/dev/null
   rm -rf "$folder"
 }
-buildah inspect "$base" >/dev/null 2>&1 || make_base
+
+if [[ ${1:-} == --base ]]; then
+  (($# >= 2 && $# <= 4)) || usage
+  make_base "${@:2}"
+  exit
+fi
+(($# == 1 || $# == 2)) || usage
+archive=$1 target=${2:-cpu} image=localhost/fettle:test
+make_base "$base"
 
 # What cargo and the C++ compiler made before is taken up again, by this build and the next.
 rust=${XDG_CACHE_HOME:-$HOME/.cache}/fettle-image/rust
@@ -35,7 +50,14 @@ if [[ -n ${PIP_CERT:-} ]]; then
   lent+=(--volume "$PIP_CERT:/run/authorities.crt:ro")
   lent+=(--build-arg PIP_CERT=/run/authorities.crt --build-arg CARGO_HTTP_CAINFO=/run/authorities.crt)
 fi
-IMAGE_ENGINE="buildah bud --isolation chroot --pull-never --layers --quiet" tools/image.sh "$target" localhost/fettle:test \
+[[ -z ${JOBS:-} ]] || lent+=(--build-arg JOBS="$JOBS")
+if [[ $target == hpu ]]; then
+  tests/hpu/vendor_image.sh
+  image+=-hpu
+  lent+=(--build-arg HPU_IMAGE=localhost/gaudi-vendor:test)
+fi
+IMAGE_ENGINE="buildah bud --isolation chroot --pull-never --layers --quiet" tools/image.sh "$target" "$image" \
   --build-arg BASE_IMAGE="$base" --build-arg BUILD_IMAGE="$base" "${lent[@]}" >&2
+[[ $archive != - ]] || exit 0
 rm -f "$archive"
-buildah push --quiet localhost/fettle:test "oci-archive:$archive:localhost/fettle:test"
+buildah push --quiet "$image" "oci-archive:$archive:$image"

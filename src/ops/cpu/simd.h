@@ -11,10 +11,12 @@
 #include <bit>
 #include <cstdint>
 
-#if defined(__x86_64__) && !defined(__clang__)  // clang 14 does not know the levels
-#define FETTLE_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
+#if !defined(__x86_64__) || defined(__clang__)  // clang 14 does not know the levels
 #define FETTLE_MULTIVERSION
+#elif __GNUC__ < 12  // knows single instruction sets: no BW and no FMA, but for AVX-512's own
+#define FETTLE_MULTIVERSION __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FETTLE_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #endif
 
 namespace fettle::ops::cpu {
