@@ -10,7 +10,9 @@
 #include <torch/version.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <fstream>
 #include <set>
 #include <sstream>
@@ -59,13 +61,20 @@ bool is_vendors(std::string_view version) {
   return local.starts_with("git") || local.starts_with("hpu");
 }
 
-std::vector<std::string> split(const std::string& list) {
-  std::vector<std::string> parts;
+/// The numbers of a list like "2,3,6,7". Throws Error{kConfig} for anything else, or a number that is there twice.
+std::vector<std::string> modules_of(const std::string& list) {
+  std::vector<std::string> modules;
   std::istringstream stream(list);
   for (std::string part; std::getline(stream, part, ',');) {
-    if (!part.empty()) parts.push_back(part);
+    std::erase(part, ' ');
+    const bool is_number = !part.empty() && part.find_first_not_of("0123456789") == std::string::npos;
+    if (!is_number || std::ranges::find(modules, part) != modules.end()) {
+      throw Error(ExitCode::kConfig, fmt::format("device: HABANA_VISIBLE_MODULES is '{}'", list),
+                  "give different numbers of cards with commas between them, or leave it to the device plugin");
+    }
+    modules.push_back(part);
   }
-  return parts;
+  return modules;
 }
 
 bool can_write(const fs::path& folder) {
@@ -76,7 +85,7 @@ bool can_write(const fs::path& folder) {
 
 /// The card of one of several processes; one alone takes any that is free.
 std::string module_of(const Environment& environment, const Place& place) {
-  const std::vector<std::string> modules = split(environment("HABANA_VISIBLE_MODULES").value_or(""));
+  const std::vector<std::string> modules = modules_of(environment("HABANA_VISIBLE_MODULES").value_or(""));
   if (modules.empty()) return std::to_string(place.index);
   if (place.index >= std::ssize(modules)) {
     throw Error(ExitCode::kConfig,
@@ -150,7 +159,7 @@ fs::path cache_folder() {
 HpuFolders hpu_folders() {
   fs::path bridge;
   Dl_info library{};
-  if (const auto given = process_environment("FETTLE_HPU_BRIDGE")) {
+  if (const auto given = process_environment("FETTLE_HPU_BRIDGE"); given && !given->empty()) {
     bridge = *given;
   } else if (::dladdr(reinterpret_cast<const void*>(&c10::GetCPUAllocator), &library) != 0) {  // of libc10.so
     const fs::path packages = fs::canonical(library.dli_fname).parent_path().parent_path().parent_path();
@@ -167,8 +176,9 @@ std::vector<HpuVariable> hpu_variables(const Environment& environment, const Pla
     variables.push_back({"HLS_MODULE_ID", module_of(environment, place)});
   }
   if (fs::exists(kKernels)) variables.push_back({"GC_KERNEL_PATH", kKernels});
-  if (can_write(cache / "hpu-recipes")) {  // path, delete at start, MiB
-    variables.push_back({"PT_HPU_RECIPE_CACHE_CONFIG", (cache / "hpu-recipes").string() + ",false,8192"});
+  const fs::path recipes = cache / "hpu-recipes";
+  if (recipes.string().find(',') == std::string::npos && can_write(recipes)) {  // path, delete at start, MiB
+    variables.push_back({"PT_HPU_RECIPE_CACHE_CONFIG", recipes.string() + ",false,8192"});
   }
   const auto logs = environment("HABANA_LOGS");
   if (!logs || !can_write(*logs)) {
@@ -255,14 +265,19 @@ void load_hpu(const Place& place) {
   for (const HpuVariable& variable : hpu_variables(process_environment, place, cache_folder())) {
     ::setenv(variable.name.c_str(), variable.value.c_str(), variable.overrides ? 1 : 0);
   }
-  if (const auto cache = process_environment("PT_HPU_RECIPE_CACHE_CONFIG")) {
-    can_write(cache->substr(0, cache->find(',')));  // the bridge expects that it is there
+  // The bridge expects that the folder is there.
+  const std::string recipes = process_environment("PT_HPU_RECIPE_CACHE_CONFIG").value_or("");
+  if (!can_write(recipes.substr(0, recipes.find(',')))) {
+    log::warning("compiled graphs are not kept, so that every start compiles for minutes: {} cannot be used",
+                 recipes.empty() ? (cache_folder() / "hpu-recipes").string() : "PT_HPU_RECIPE_CACHE_CONFIG=" + recipes);
   }
   load_bridge(hpu_folders());
   try {
     c10::impl::VirtualGuardImpl(at::kHPU).getDevice();  // here, where it can be explained, and not at the first tensor
   } catch (const c10::Error& error) {
     throw explain_acquire_failure(error.what_without_backtrace(), look_at_machine());
+  } catch (const std::exception& error) {  // it reads more of the environment than is known here
+    throw explain_acquire_failure(error.what(), look_at_machine());
   }
 }
 

@@ -37,7 +37,7 @@ using Environment = std::function<std::optional<std::string>(const char*)>;
 /// What the vendor's Python package would set, and what runs without Python need: lazy mode; the card of the process
 /// (HLS_MODULE_ID, from HABANA_VISIBLE_MODULES, of the cards that a device plugin gave); a cache of compiled graphs
 /// that a restart finds (PT_HPU_RECIPE_CACHE_CONFIG), in `cache`; a folder for logs that can be written. Throws
-/// Error{kConfig} where there are more processes than cards.
+/// Error{kConfig} where there are more processes than cards, or HABANA_VISIBLE_MODULES is no list of them.
 std::vector<HpuVariable> hpu_variables(const Environment& environment, const Place& place,
                                        const std::filesystem::path& cache);
 

@@ -86,8 +86,9 @@ class Processes {
 
   /// Until all have ended; returns what the first to fail ended with. The others then notice that it is gone, save what
   /// is to be saved and end; those that did not within `patience` seconds may still wait for it to come: they are told
-  /// to stop.
+  /// to stop. One that does not is killed at last.
   int wait(double patience) {
+    constexpr double kLongestSave = 300;
     const timespec second = {1, 0};
     for (double waited = 0; !running_.empty();) {
       const int signal = ::sigtimedwait(&awaited_, nullptr, &second);
@@ -95,7 +96,10 @@ class Processes {
       collect();
       if (first_failure_ == 0 || signal >= 0) continue;
       if (waited < patience && waited + 1 >= patience) tell_all(SIGTERM);
-      ++waited;
+      if (++waited >= patience + kLongestSave) {
+        log::warning("{} processes of this machine do not end: they are killed", running_.size());
+        tell_all(SIGKILL);
+      }
     }
     return first_failure_;
   }

@@ -51,7 +51,7 @@ void update(Run& run, double learning_rate) {
   RECORD_FUNCTION("fettle::optimizer", c10::ArrayRef<const c10::IValue>());
   run.is_whole = false;  // until the step is counted
   run.optimizer.step(learning_rate);
-  run.optimizer.clear_gradients();
+  clear_gradients(run.parameters);
   run.shards.share_updated();
   run.model.refresh_compute_weights();
   device::mark_step(run.model.device());
@@ -93,10 +93,10 @@ class SavePlan {
     return run.options.save_minutes > 0 && since_.seconds() >= 60 * run.options.save_minutes;
   }
   /// `long_ago`: by rank 0's.
-  void save_if_due(Run& run, bool epoch_ended, bool long_ago) {
+  [[nodiscard]] static bool is_save_due(const Run& run, bool epoch_ended, bool long_ago) {
     const int64_t interval = interval_steps(run.options.save_steps, run.total_steps);
     const bool last = run.state.step == run.total_steps;
-    if (last || long_ago || is_due(run.options.save_strategy, interval, run, epoch_ended)) save(run);
+    return last || long_ago || is_due(run.options.save_strategy, interval, run, epoch_ended);
   }
   /// Now, unless nothing is to be saved at all.
   void save(Run& run) {
@@ -191,20 +191,21 @@ void run_steps(Run& run, StopDeferral& deferral) {
       count_outcome(run, *outcome);
     } else {
       run.unread.push_back(std::move(agreed.own));
-      if (report.is_due()) read_outcomes(run);
     }
+    run.state.owes_evaluation = is_evaluation_due(run, step.ends_epoch);
+    const bool saves_now = SavePlan::is_save_due(run, step.ends_epoch, agreed.saves);
+    // Within the step's time: a device computes until then.
+    if (report.is_due() || run.state.owes_evaluation || saves_now) read_outcomes(run);
     if (report.ends_warmup()) device::synchronize(run.model.device());
     const double seconds = watch.seconds();
-    // What a device has still to do counts too: a signal waits for it.
-    if (run.unread.empty()) bound.step_done(step, outcome ? seconds : since_reading.seconds());
-    if (run.unread.empty()) since_reading = {};
+    bound.step_done(step, outcome ? seconds : since_reading.seconds());  // a signal waits for what is still to do
     deferral.set_bound(bound.seconds(run));
     report.took(seconds);
     if (run.profiler) run.profiler->step_ended(step.tokens);
     report.show();
-    run.state.owes_evaluation = is_evaluation_due(run, step.ends_epoch);
     evaluate_if_owed(run, report);
-    saves.save_if_due(run, step.ends_epoch, agreed.saves);
+    if (saves_now) saves.save(run);
+    if (run.unread.empty()) since_reading = {};
     deferral.set_bound(bound.seconds(run));
   }
 }

@@ -120,8 +120,8 @@ MemoryPlan plan_memory(const model::DecoderSpec& spec, const config::Config& con
   };
   const auto vocabulary = static_cast<double>(spec.vocab_size);
   const double row = vocabulary * element;
-  const double logits = row * static_cast<double>(ops::cross_entropy_chunk_rows(static_cast<int64_t>(row),
-                                                                                run.is_on_gpu ? at::kCUDA : at::kCPU));
+  const int64_t chunk = ops::cross_entropy_chunk_rows(static_cast<int64_t>(row), run.is_on_gpu ? at::kCUDA : at::kCPU);
+  const double logits = row * static_cast<double>(run.is_on_gpu ? std::min(chunk, run.tokens) : chunk);
   const double head_gradient = is_full ? vocabulary * static_cast<double>(spec.hidden_size) * kFloatBytes : 0;
   const bool recomputes = training.gradient_checkpointing || stage == 3;
   const bool copies = !run.is_on_gpu && training.async_save && training.save_strategy != "no" && stage == 0;

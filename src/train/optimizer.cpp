@@ -86,6 +86,10 @@ void clip_gradients_by(const std::vector<model::NamedTensor>& parameters, const 
   for (at::Tensor& gradient : gradients_of(parameters)) gradient.mul_(coefficient);
 }
 
+void clear_gradients(const std::vector<model::NamedTensor>& parameters) {
+  for (const model::NamedTensor& parameter : parameters) parameter.tensor.mutable_grad().reset();
+}
+
 AdamW::AdamW(std::vector<model::NamedTensor> parameters, const config::TrainingConfig& options)
     : beta1_(options.adam_beta1), beta2_(options.adam_beta2), epsilon_(options.adam_epsilon), groups_(2) {
   groups_[0].weight_decay = options.weight_decay;
@@ -150,12 +154,6 @@ void AdamW::update_by_graph(const Group& used, std::vector<at::Tensor>& paramete
     const at::Tensor denominator = squared_mean.sqrt().div_(sent.select(0, 1)).add_(epsilon_);
     if (used.weight_decay != 0) parameters[i].mul_(sent.select(0, 2));
     parameters[i].sub_(mean.div(denominator).mul_(sent.select(0, 0)));
-  }
-}
-
-void AdamW::clear_gradients() {
-  for (Group& group : groups_) {
-    for (model::NamedTensor& parameter : group.parameters) parameter.tensor.mutable_grad().reset();
   }
 }
 

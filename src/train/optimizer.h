@@ -32,6 +32,9 @@ double clip_gradients(const std::vector<model::NamedTensor>& parameters, const a
 /// The same without a read of the norm: on a device that compiles graphs.
 void clip_gradients_by(const std::vector<model::NamedTensor>& parameters, const at::Tensor& norm, double max_norm);
 
+/// Frees the gradients, so that the next backward writes new ones instead of adding.
+void clear_gradients(const std::vector<model::NamedTensor>& parameters);
+
 /// torch.optim.AdamW (decoupled decay, bias correction) through ATen's fused kernel; on a device that compiles graphs,
 /// in plain operations whose graph does not change. (Not by hpu::optimizer_adamw: it adds epsilon to the root of a mean
 /// that is not corrected for its bias, which in the first thousand steps is another optimizer where gradients are
@@ -43,9 +46,6 @@ class AdamW {
 
   /// One update from the parameters' gradients.
   void step(double learning_rate);
-  /// Frees the gradients, so that the next backward writes new ones instead of adding.
-  void clear_gradients();
-
   /// What `state` calls the tensors of a parameter after its name, and their shapes.
   static std::vector<std::pair<std::string, std::vector<int64_t>>> state_of(const at::Tensor& parameter);
 

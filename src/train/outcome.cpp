@@ -2,6 +2,7 @@
 #include "train/outcome.h"
 
 #include <ATen/ops/tensor.h>
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -28,7 +29,7 @@ void require_finite(Run& run, int64_t step, const StepOutcome& outcome) {
   if (std::isfinite(outcome.loss) && std::isfinite(outcome.grad_norm)) return;
   const bool is_applied = run.state.step >= step;
   if (is_applied) run.is_whole = false;  // nothing of it may be saved
-  const char* saved = is_applied           ? "; the checkpoints are from before that step"
+  const char* saved = is_applied           ? "; a checkpoint, if there is one, is from before that step"
                       : run.state.step > 0 ? "; the state before this step is saved"
                                            : "";
   fail_together(run, Error(ExitCode::kDiverged,
@@ -99,7 +100,7 @@ void read_outcomes(Run& run) {
 
 void save_now(Run& run) {
   if (run.saver == nullptr || run.state.step == 0 || !run.is_whole) return;
-  run.optimizer.clear_gradients();
+  clear_gradients(run.parameters);
   run.saver->save(run);
   run.saver->finish();
 }
@@ -114,6 +115,8 @@ void save_after_error(Run& run) {
     }
     read_outcomes(run);
     save_now(run);
+  } catch (const c10::Error& error) {
+    log::warning("the state after step {} could not be saved: {}", run.state.step, error.what_without_backtrace());
   } catch (const std::exception& error) {
     log::warning("the state after step {} could not be saved: {}", run.state.step, error.what());
   }

@@ -35,13 +35,12 @@ Report::Report(Run& run)
       warmup_steps_(warmup_steps(run)) {}
 
 void Report::show() {
-  if (run_.state.window_steps == 0) return;  // all of them are still on the device
   const StepMetrics line = metrics();
   if (is_due()) warn_of_new_graphs(line.compiled_graphs);
   const bool is_main = run_.group->is_main();
   if (run_.server != nullptr) run_.server->show(line, run_.total_steps, progress_.seconds_left(line.step));
   if (!is_due()) {
-    if (is_main) progress_.draw(line);
+    if (is_main && run_.state.window_steps > 0) progress_.draw(line);  // else all of them are still on the device
     return;
   }
   if (is_main) {
@@ -105,7 +104,7 @@ StepMetrics Report::metrics() const {
   StepMetrics line;
   line.step = state.step;
   line.epoch = state.epoch;
-  line.loss = state.window_loss_sum / static_cast<double>(state.window_steps);
+  line.loss = state.window_steps > 0 ? state.window_loss_sum / static_cast<double>(state.window_steps) : run_.last.loss;
   line.grad_norm = run_.last.grad_norm;
   line.learning_rate = run_.last.learning_rate;
   line.tokens = state.tokens;
@@ -115,7 +114,7 @@ StepMetrics Report::metrics() const {
   const double peak = run_.peak_flops * static_cast<double>(run_.group->size());
   if (peak > 0) line.mfu = line.model_flops_per_second / peak;
   line.memory_bytes = device::memory_bytes(run_.model.device());
-  line.compiled_graphs = device::compiled_graphs(run_.model.device());
+  if (is_due()) line.compiled_graphs = device::compiled_graphs(run_.model.device());
   return line;
 }
 

@@ -20,8 +20,8 @@ struct TrainingInputs {
 /// Throws as load_inputs, data::prepare and require_vocabulary.
 TrainingInputs prepare_training(const config::Config& given);
 
-/// The order of the training records, and that of the validation records. For a device that compiles for one shape, rows
-/// are filled; those of one document are no longer than the longest needs, in steps of 128 tokens.
+/// The order of the training records, and that of the validation records. For a device that compiles for one shape,
+/// rows are filled; those of one document are no longer than the longest needs, in steps of 128 tokens.
 data::OrderOptions training_order(const config::Config& config, const data::TokenDataset& dataset, at::Device device);
 data::OrderOptions evaluation_order(const config::Config& config, const data::TokenDataset& dataset, at::Device device);
 

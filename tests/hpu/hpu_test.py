@@ -211,7 +211,7 @@ def resumed(workplace, summary, _):
 def ranks(workplace, summary, _):
     """One, two and eight processes, each with a card of its own, agree."""
     folders = {}
-    for size, more in ((1, {}), (2, {}), (8, {}), (2, {"zero_stage": 2}), (2, {"zero_stage": 3})):
+    for size, more in ((1, {}), (2, {}), (8, {}), (2, {"zero_stage": 1}), (2, {"zero_stage": 2}), (2, {"zero_stage": 3})):
         name = f"{size} ranks {more}"
         place = workplace.new("ranks")
         cards = place / "cards"
@@ -268,10 +268,11 @@ def mistakes(workplace, summary, _):
     tried(UNAVAILABLE, "synStatus=17", "fail_at_graph=40")
     tried(OUT_OF_MEMORY, "out of memory", options={"per_device_train_batch_size": 64, "max_seq_length": 8192})
     tried(78, "Gaudi cards to offer", options={"nproc_per_node": 4}, HABANA_VISIBLE_MODULES="0,1")
+    tried(78, "HABANA_VISIBLE_MODULES is '1,x'", options={"nproc_per_node": 2}, HABANA_VISIBLE_MODULES="1,x")
     # Wrong numbers show some steps later, but nothing of them is saved.
     diverged = tried(DIVERGED, "training diverged at step", options={"learning_rate": 1e30, "max_grad_norm": 0, "logging_steps": 3,
                                                                     "save_strategy": "steps", "save_steps": 2, "max_steps": 12})
-    require("the checkpoints are from before that step" in diverged.log, "what is saved?", diverged)
+    require("a checkpoint, if there is one, is from before that step" in diverged.log, "what is saved?", diverged)
     # No huge pages are a matter of speed; whoever sets another mode is overruled.
     for switches, variables in ((["no_hugepages"], {}), ([], {"PT_HPU_LAZY_MODE": "0"})):
         out = workplace.new("out")

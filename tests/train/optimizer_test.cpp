@@ -104,7 +104,7 @@ TEST(AdamW, LeavesAParameterWithoutGradientAlone) {
   optimizer.step(0.1);
   EXPECT_LT(parameters[0].tensor[0].item<double>(), 1.0);
   EXPECT_EQ(parameters[1].tensor[0].item<double>(), 1.0);
-  optimizer.clear_gradients();
+  clear_gradients(parameters);
   EXPECT_FALSE(parameters[0].tensor.grad().defined());
 }
 
