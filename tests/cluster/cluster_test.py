@@ -207,7 +207,8 @@ def stand_in(workplace, summary, _):
                    "GC_KERNEL_PATH": f"{folder}/habanalabs/libtpc_kernels.so", "FETTLE_STAND_IN_CARDS": "8",
                    "FETTLE_STAND_IN_FOLDER": "/tmp"}
     values = {"config.max_steps": 4, "config.num_train_epochs": None, "device": "hpu", "accelerators": 2, "suspend": True,
-              "resources.cpu": "500m", "extraEnv": [{"name": name, "value": value} for name, value in environment.items()]}
+              "config.max_seq_length": 128, "resources.cpu": "500m", "resources.memory": "3Gi",
+              "extraEnv": [{"name": name, "value": value} for name, value in environment.items()]}
     with release(level="privileged", **values) as run_:
         run_.copy("upload", harness.BUILD / "tests/hpu/site", folder)
         run_.helm("upgrade", run_.name, CHART, "--reuse-values", "--set", "suspend=false")
