@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/check.h"
 
+#include "base/environment.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "dist/launch.h"
@@ -9,7 +10,7 @@
 namespace fettle::cli {
 
 int check(const Arguments& arguments) {
-  dist::Launch launch = dist::read_launch(dist::process_environment);
+  dist::Launch launch = dist::read_launch(process_environment);
   const auto config = read_options(arguments, config::Command::kCheck);
   if (!config) return 0;
   const int64_t processes = config->distributed.nproc_per_node;

@@ -4,6 +4,7 @@
 #include <csignal>
 #include <exception>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/stop_signal.h"
@@ -20,7 +21,7 @@ namespace fettle::cli {
 int train(const Arguments& arguments) {
   // A log whose reader has ended must not end the training.
   if (!asks_for_help(arguments)) std::signal(SIGPIPE, SIG_IGN);
-  const dist::Launch launch = dist::read_launch(dist::process_environment);
+  const dist::Launch launch = dist::read_launch(process_environment);
   if (launch.world_size > 1) {
     log::set_name(fmt::format("rank {}", launch.rank));
     ignore_repeated_stop_signals();

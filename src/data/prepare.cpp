@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
-#include <cstdlib>
 #include <filesystem>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -13,6 +12,7 @@
 #include <thread>
 #include <unordered_set>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/file_lock.h"
@@ -39,19 +39,15 @@ using StoragePointer = std::shared_ptr<TokenDataset::Storage>;
 constexpr int kPreparationVersion = 2;
 constexpr uint64_t kSplitStream = 0x53504C4954;  // apart from the streams of training orders
 
-/// $XDG_CACHE_HOME/fettle, ~/.cache/fettle, or empty where there is no home.
+/// Empty where there is no home.
 fs::path cache_folder(const DataConfig& config) {
   if (!config.dataset_cache_directory.empty()) return config.dataset_cache_directory;
-  if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache != '\0')
-    return fs::path(cache) / "fettle";
-  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0')
-    return fs::path(home) / ".cache" / "fettle";
-  return {};
+  return fettle::cache_folder();
 }
 
 std::string file_hash(const fs::path& path) {
   Sha256 hash;
-  hash.update(MappedFile::open(path)->bytes());
+  update_from_file(hash, path);
   return hash.finish();
 }
 

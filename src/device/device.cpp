@@ -26,10 +26,10 @@
 #include <filesystem>
 #include <fstream>
 #include <new>
-#include <optional>
 #include <sstream>
 #include <string>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "device/cuda.h"
 #include "device/hpu.h"
@@ -232,10 +232,7 @@ void mark_step(at::Device device) {
 
 int64_t compiled_graphs(at::Device device) {
   if (!compiles_graphs(device)) return -1;
-  return cached_graphs([](const char* name) {
-    const char* value = std::getenv(name);
-    return value == nullptr ? std::nullopt : std::optional<std::string>(value);
-  });
+  return cached_graphs(process_environment);
 }
 
 double measure_matmul_peak(at::ScalarType type, at::Device device) {

@@ -18,6 +18,7 @@
 #include <sstream>
 #include <string_view>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "base/log.h"
 
@@ -142,16 +143,10 @@ void load_bridge(const HpuFolders& folders) {
   throw Error(ExitCode::kUsage, fmt::format("device: {} cannot be loaded: {}", library.string(), reason), kInImage);
 }
 
-std::optional<std::string> process_environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? std::nullopt : std::optional<std::string>(value);
-}
-
-fs::path cache_folder() {
-  if (const auto cache = process_environment("XDG_CACHE_HOME"); cache && !cache->empty()) {
-    return fs::path(*cache) / "fettle";
-  }
-  return fs::path(process_environment("HOME").value_or("/tmp")) / ".cache" / "fettle";
+/// Compiling anew takes so long that without a home it is the temporary folder.
+fs::path graphs_cache() {
+  const fs::path folder = cache_folder();
+  return folder.empty() ? fs::path("/tmp/.cache/fettle") : folder;
 }
 
 }  // namespace
@@ -262,14 +257,14 @@ Error explain_acquire_failure(const std::string& reason, const HpuMachine& machi
 }
 
 void load_hpu(const Place& place) {
-  for (const HpuVariable& variable : hpu_variables(process_environment, place, cache_folder())) {
+  for (const HpuVariable& variable : hpu_variables(process_environment, place, graphs_cache())) {
     ::setenv(variable.name.c_str(), variable.value.c_str(), variable.overrides ? 1 : 0);
   }
   // The bridge expects that the folder is there.
   const std::string recipes = process_environment("PT_HPU_RECIPE_CACHE_CONFIG").value_or("");
   if (!can_write(recipes.substr(0, recipes.find(',')))) {
     log::warning("compiled graphs are not kept, so that every start compiles for minutes: {} cannot be used",
-                 recipes.empty() ? (cache_folder() / "hpu-recipes").string() : "PT_HPU_RECIPE_CACHE_CONFIG=" + recipes);
+                 recipes.empty() ? (graphs_cache() / "hpu-recipes").string() : "PT_HPU_RECIPE_CACHE_CONFIG=" + recipes);
   }
   load_bridge(hpu_folders());
   try {

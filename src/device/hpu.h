@@ -5,11 +5,10 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "device/device.h"
 
@@ -30,9 +29,6 @@ struct HpuVariable {
   std::string value;
   bool overrides = false;  ///< also where the user has set it
 };
-
-/// Reads a variable of the environment; none if it is not set.
-using Environment = std::function<std::optional<std::string>(const char*)>;
 
 /// What the vendor's Python package would set, and what runs without Python need: lazy mode; the card of the process
 /// (HLS_MODULE_ID, from HABANA_VISIBLE_MODULES, of the cards that a device plugin gave); a cache of compiled graphs

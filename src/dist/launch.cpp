@@ -7,7 +7,6 @@
 #include <array>
 #include <cctype>
 #include <charconv>
-#include <cstdlib>
 #include <limits>
 #include <string_view>
 #include <utility>
@@ -371,7 +370,7 @@ struct Launcher {
   const char* name;
   bool (*is_there)(const Variables& variables);
   Launch (*read)(const Variables& variables);
-  const char* rank;  ///< the variable that RANK must agree with, or null if it is RANK itself or overrules it
+  const char* rank;          ///< the variable that RANK must agree with, or null if it is RANK itself or overrules it
   bool starts_each = false;  ///< process of a machine, and not one that stands for all
 };
 
@@ -428,12 +427,6 @@ Launch read_launch(const Environment& environment) {
   }
   check_single(variables);
   return {};
-}
-
-std::optional<std::string> process_environment(const char* name) {
-  const char* value = std::getenv(name);
-  if (value == nullptr) return std::nullopt;
-  return value;
 }
 
 }  // namespace fettle::dist

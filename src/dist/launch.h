@@ -53,9 +53,9 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <optional>
 #include <string>
+
+#include "base/environment.h"
 
 namespace fettle::dist {
 
@@ -78,15 +78,9 @@ struct Launch {
   bool is_one_of_machine = false;  ///< the launcher starts every process of a machine itself (torchrun, mpirun, srun)
 };
 
-/// The value of a variable, or nullopt if it is not set.
-using Environment = std::function<std::optional<std::string>(const char* name)>;
-
 /// Throws Error{kConfig} that names the variable and its value: not a number, out of range (world sizes end at 65,536),
 /// a rank that is not below the world size, a rank without a size or a size without a rank, no address, or several
 /// processes a node that only torchrun can start.
 Launch read_launch(const Environment& environment);
-
-/// The process's own environment.
-std::optional<std::string> process_environment(const char* name);
 
 }  // namespace fettle::dist
