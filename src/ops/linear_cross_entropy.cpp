@@ -14,6 +14,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "ops/cpu/kernels.h"
+#include "ops/cross_entropy_function.h"
 #include "ops/dispatch.h"
 #include "ops/hpu/cross_entropy.h"
 
@@ -33,12 +34,6 @@ constexpr int64_t kLeastRows =
 // to all of it: at V = 151,936 and C = 896 that took a quarter of the head's time in chunks of 256 MiB.
 constexpr int64_t kAcceleratorChunkBytes = 512 << 20;
 constexpr int64_t kAcceleratorRows = 128;  // whole tiles of a product
-
-struct Wanted {
-  bool hidden_gradient;
-  bool weight_gradient;
-  int64_t chunk_rows;
-};
 
 // dW += dlogitsᵀ·hidden in float32, whatever the type of the factors.
 void add_product(at::Tensor& sum, const at::Tensor& d_logits, const at::Tensor& hidden) {
@@ -79,33 +74,67 @@ class Rows {
   at::Tensor index_;  // undefined: all
 };
 
+void losses_and_gradient(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& losses, bool write_gradient) {
+  if (logits.is_cuda()) {
+    launch(&cuda::KernelTable::cross_entropy, logits,
+           {.type = kernel_type(logits),
+            .rows = logits.size(0),
+            .columns = logits.size(1),
+            .write_gradient = write_gradient,
+            .ignored = kIgnore,
+            .logits = logits.mutable_data_ptr(),
+            .labels = targets.const_data_ptr<int64_t>(),
+            .losses = losses.mutable_data_ptr<float>()});
+    return;
+  }
+  with_element_type(logits, [&]<typename T>(T) {
+    T* values = logits.mutable_data_ptr<T>();
+    const int64_t columns = logits.size(1);
+    parallel_rows(logits.size(0), columns, [&](int64_t begin, int64_t end) {
+      cpu::cross_entropy(values + begin * columns, targets.const_data_ptr<int64_t>() + begin,
+                         losses.mutable_data_ptr<float>() + begin, {end - begin, columns, write_gradient});
+    });
+  });
+}
+
+CrossEntropyParts compute(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
+                          const CrossEntropyWanted& wanted) {
+  const Rows rows(labels);
+  const int64_t count = rows.targets().size(0);
+  at::Tensor losses = at::empty({count}, hidden.options().dtype(at::kFloat));
+  at::Tensor d_hidden = wanted.hidden_gradient ? at::zeros_like(hidden) : at::Tensor();
+  at::Tensor d_weight =
+      wanted.weight_gradient ? at::zeros(weight.sizes(), weight.options().dtype(at::kFloat)) : at::Tensor();
+  for (int64_t begin = 0; begin < count; begin += wanted.chunk_rows) {
+    const int64_t size = std::min(wanted.chunk_rows, count - begin);
+    const at::Tensor chunk = rows.of(hidden, begin, size);
+    at::Tensor logits = at::mm(chunk, weight.t());
+    losses_and_gradient(logits, rows.targets().narrow(0, begin, size), losses.narrow(0, begin, size),
+                        wanted.hidden_gradient || wanted.weight_gradient);
+    if (wanted.hidden_gradient) {
+      rows.set_product(d_hidden, begin, logits, weight);
+    }
+    if (wanted.weight_gradient) {
+      add_product(d_weight, logits, chunk);
+    }
+  }
+  return {losses.sum(), d_hidden, d_weight};
+}
+
+struct Computation {
+  ComputeCrossEntropy compute;
+  CrossEntropyWanted wanted;
+};
+
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden, const at::Tensor& weight,
-                            const at::Tensor& labels, Wanted wanted) {
-    const Rows rows(labels);
-    const int64_t count = rows.targets().size(0);
-    at::Tensor losses = at::empty({count}, hidden.options().dtype(at::kFloat));
-    at::Tensor d_hidden = wanted.hidden_gradient ? at::zeros_like(hidden) : at::Tensor();
-    at::Tensor d_weight =
-        wanted.weight_gradient ? at::zeros(weight.sizes(), weight.options().dtype(at::kFloat)) : at::Tensor();
-    for (int64_t begin = 0; begin < count; begin += wanted.chunk_rows) {
-      const int64_t size = std::min(wanted.chunk_rows, count - begin);
-      const at::Tensor chunk = rows.of(hidden, begin, size);
-      at::Tensor logits = at::mm(chunk, weight.t());
-      losses_and_gradient(logits, rows.targets().narrow(0, begin, size), losses.narrow(0, begin, size),
-                          wanted.hidden_gradient || wanted.weight_gradient);
-      if (wanted.hidden_gradient) {
-        rows.set_product(d_hidden, begin, logits, weight);
-      }
-      if (wanted.weight_gradient) {
-        add_product(d_weight, logits, chunk);
-      }
-    }
-    context->saved_data["d_hidden"] = d_hidden;
-    context->saved_data["d_weight"] = d_weight;
+                            const at::Tensor& labels, const Computation& computation) {
+    const CrossEntropyParts parts = computation.compute(hidden, weight, labels, computation.wanted);
+    context->saved_data["d_hidden"] = parts.d_hidden;
+    context->saved_data["d_weight"] = parts.d_weight;
     context->saved_data["type"] = weight.scalar_type();
-    return losses.sum();
+    return parts.loss;
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -116,34 +145,18 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
             d_weight.defined() ? (d_weight * scale).to(context->saved_data["type"].toScalarType()) : at::Tensor(),
             at::Tensor(), at::Tensor()};
   }
-
- private:
-  static void losses_and_gradient(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& losses,
-                                  bool write_gradient) {
-    if (logits.is_cuda()) {
-      launch(&cuda::KernelTable::cross_entropy, logits,
-             {.type = kernel_type(logits),
-              .rows = logits.size(0),
-              .columns = logits.size(1),
-              .write_gradient = write_gradient,
-              .ignored = kIgnore,
-              .logits = logits.mutable_data_ptr(),
-              .labels = targets.const_data_ptr<int64_t>(),
-              .losses = losses.mutable_data_ptr<float>()});
-      return;
-    }
-    with_element_type(logits, [&]<typename T>(T) {
-      T* values = logits.mutable_data_ptr<T>();
-      const int64_t columns = logits.size(1);
-      parallel_rows(logits.size(0), columns, [&](int64_t begin, int64_t end) {
-        cpu::cross_entropy(values + begin * columns, targets.const_data_ptr<int64_t>() + begin,
-                           losses.mutable_data_ptr<float>() + begin, {end - begin, columns, write_gradient});
-      });
-    });
-  }
 };
 
 }  // namespace
+
+at::Tensor apply_cross_entropy(ComputeCrossEntropy compute, const at::Tensor& hidden, const at::Tensor& weight,
+                               const at::Tensor& labels, int64_t chunk_rows) {
+  const bool differentiable = at::GradMode::is_enabled();
+  const CrossEntropyWanted wanted{.hidden_gradient = differentiable && hidden.requires_grad(),
+                                  .weight_gradient = differentiable && weight.requires_grad(),
+                                  .chunk_rows = chunk_rows};
+  return LinearCrossEntropy::apply(hidden, weight, labels, Computation{compute, wanted});
+}
 
 int64_t cross_entropy_chunk_rows(int64_t row_bytes, c10::DeviceType device) {
   if (device == at::kCPU) return std::max(kLeastRows, kChunkBytes / row_bytes);
@@ -164,19 +177,12 @@ at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weig
     TORCH_CHECK(!outside.any().item<bool>(), "linear_cross_entropy: a label is outside [0, ", weight.size(0), ")");
   }
   const int64_t row_bytes = weight.size(0) * static_cast<int64_t>(weight.element_size());
-  if (uses_fused_ops() && hidden.is_hpu()) {
-    return hpu::linear_cross_entropy(hidden, weight, labels,
-                                     chunk_rows > 0 ? chunk_rows : cross_entropy_chunk_rows(row_bytes, at::kHPU));
-  }
+  const int64_t rows = chunk_rows > 0 ? chunk_rows : cross_entropy_chunk_rows(row_bytes, hidden.device().type());
+  if (uses_fused_ops() && hidden.is_hpu()) return hpu::linear_cross_entropy(hidden, weight, labels, rows);
   if (!has_kernel(hidden)) {
     return composite::linear_cross_entropy(hidden, weight, labels);
   }
-  const bool differentiable = at::GradMode::is_enabled();
-  const Wanted wanted{
-      .hidden_gradient = differentiable && hidden.requires_grad(),
-      .weight_gradient = differentiable && weight.requires_grad(),
-      .chunk_rows = chunk_rows > 0 ? chunk_rows : cross_entropy_chunk_rows(row_bytes, hidden.device().type())};
-  return LinearCrossEntropy::apply(hidden.contiguous(), weight, labels.contiguous(), wanted);
+  return apply_cross_entropy(&compute, hidden.contiguous(), weight, labels.contiguous(), rows);
 }
 
 at::Tensor composite::linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,

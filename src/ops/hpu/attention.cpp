@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "ops/dispatch.h"
 #include "ops/hpu/operator.h"
 
 namespace fettle::ops::hpu {
@@ -72,8 +71,7 @@ class Attention : public torch::autograd::Function<Attention> {
 }  // namespace
 
 bool has_attention(const at::Tensor& x) {
-  return uses_fused_ops() && x.is_hpu() && detail::has_kernel_type(x) && forward_operator().is_usable() &&
-         backward_operator().is_usable();
+  return may_use_bridge(x) && forward_operator().is_usable() && backward_operator().is_usable();
 }
 
 at::Tensor attention(const AttentionInputs& inputs) {

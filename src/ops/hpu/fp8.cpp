@@ -5,7 +5,6 @@
 
 #include <vector>
 
-#include "ops/dispatch.h"
 #include "ops/hpu/operator.h"
 
 namespace fettle::ops::hpu {
@@ -38,8 +37,8 @@ at::Tensor matrix(const QuantizedWeight& weight) {
 }  // namespace
 
 bool has_fp8(const at::Tensor& x) {
-  return uses_fused_ops() && x.is_hpu() && detail::has_kernel_type(x) && operators().to.is_usable() &&
-         operators().from.is_usable() && operators().product.is_usable();
+  return may_use_bridge(x) && operators().to.is_usable() && operators().from.is_usable() &&
+         operators().product.is_usable();
 }
 
 Fp8 to_fp8(const at::Tensor& x) {

@@ -6,7 +6,6 @@
 
 #include <vector>
 
-#include "ops/dispatch.h"
 #include "ops/hpu/operator.h"
 
 namespace fettle::ops::hpu {
@@ -15,10 +14,6 @@ namespace {
 using c10::IValue;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-bool is_on_card(const at::Tensor& x) {
-  return uses_fused_ops() && x.is_hpu() && detail::has_kernel_type(x);
-}
 
 struct Pair {
   Operator forward;
@@ -86,7 +81,7 @@ class Rotary : public torch::autograd::Function<Rotary> {
 }  // namespace
 
 bool has_rms_norm(const at::Tensor& x) {
-  return is_on_card(x) && rms_norm_operators().is_usable();
+  return may_use_bridge(x) && rms_norm_operators().is_usable();
 }
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
@@ -94,7 +89,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 }
 
 bool has_rotary(const at::Tensor& x) {
-  return is_on_card(x) && rotary_operators().is_usable();
+  return may_use_bridge(x) && rotary_operators().is_usable();
 }
 
 at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {

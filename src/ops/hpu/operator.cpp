@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "ops/dispatch.h"
 
 namespace fettle::ops::hpu {
 namespace {
@@ -29,6 +30,10 @@ bool accepts_calls_of(const c10::FunctionSchema& registered, const c10::Function
 }
 
 }  // namespace
+
+bool may_use_bridge(const at::Tensor& x) {
+  return uses_fused_ops() && x.is_hpu() && detail::has_kernel_type(x);
+}
 
 Operator::Operator(const char* schema) {
   const c10::FunctionSchema known = torch::jit::parseSchema(schema);

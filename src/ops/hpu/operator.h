@@ -3,6 +3,7 @@
 /// one is used only where its arguments are those that this program knows.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 
@@ -10,6 +11,9 @@
 #include <vector>
 
 namespace fettle::ops::hpu {
+
+/// Whether x is on a card, in a type that the bridge's operators take, and fused operations are on.
+bool may_use_bridge(const at::Tensor& x);
 
 class Operator {
  public:
