@@ -73,7 +73,6 @@ bool is_evaluation_due(const Run& run, bool epoch_ended) {
 void evaluate_if_owed(Run& run, Report& report) {
   if (!run.evaluate) run.state.owes_evaluation = false;  // a run may go on without validation records
   if (!run.state.owes_evaluation) return;
-  read_outcomes(run);
   try {
     run.last_evaluation = run.evaluate();
   } catch (const Error& error) {
@@ -98,11 +97,10 @@ class SavePlan {
     const bool last = run.state.step == run.total_steps;
     return last || long_ago || is_due(run.options.save_strategy, interval, run, epoch_ended);
   }
-  /// Now, unless nothing is to be saved at all.
-  void save(Run& run) {
-    if (run.options.save_strategy == "no") return;
-    read_outcomes(run);
-    if (run.saver != nullptr) run.saver->save(run);
+  /// Now, unless nothing is to be saved at all. No outcome is unread.
+  void save(const Run& run) {
+    if (run.saver == nullptr || run.options.save_strategy == "no") return;
+    run.saver->save(run);
     since_ = {};
   }
 
@@ -194,7 +192,7 @@ void run_steps(Run& run, StopDeferral& deferral) {
     }
     run.state.owes_evaluation = is_evaluation_due(run, step.ends_epoch);
     const bool saves_now = SavePlan::is_save_due(run, step.ends_epoch, agreed.saves);
-    // Within the step's time: a device computes until then.
+    // Before an evaluation or a save begins, and within the step's time: a device computes until then.
     if (report.is_due() || run.state.owes_evaluation || saves_now) read_outcomes(run);
     if (report.ends_warmup()) device::synchronize(run.model.device());
     const double seconds = watch.seconds();
