@@ -23,8 +23,6 @@ constexpr std::string_view kPadding = "nothing is padded, but rows on hpu, which
 constexpr std::string_view kGaudi = "it tunes the Gaudi software of the old system";
 constexpr std::string_view kLoader = "batches are read from mapped memory";
 
-constexpr std::string_view kQuantizeLater = "quantize the trained model with another tool";
-constexpr std::string_view kBenchmarkLater = "measure the trained model with another tool";
 constexpr std::string_view kLauncher = "start several processes with torchrun --no-python, mpirun or an Indexed Job";
 constexpr std::string_view kSharing =
     "start several processes with torchrun --no-python, mpirun or an Indexed Job; zero_stage says what they share out";
@@ -131,17 +129,6 @@ const std::vector<UnavailableOption>& unavailable_options() {
       {"token",
        "set HF_TOKEN, or HF_TOKEN_PATH to a file: options end up in logs, saved configurations and ConfigMaps"},
       {"streaming", "give files that fit on the disk"},
-      {"do_quantize", kQuantizeLater},
-      {"quantize_output_dir", kQuantizeLater},
-      {"woq_bits", kQuantizeLater},
-      {"woq_group_size", kQuantizeLater},
-      {"woq_scheme", kQuantizeLater},
-      {"woq_algo", kQuantizeLater},
-      {"do_benchmark", kBenchmarkLater},
-      {"benchmark_warmup", kBenchmarkLater},
-      {"benchmark_iterations", kBenchmarkLater},
-      {"benchmark_cores_per_instance", kBenchmarkLater},
-      {"benchmark_num_instances", kBenchmarkLater},
       {"push_to_hub", kUploadLater},
       {"hub_model_id", kUploadLater},
       {"hub_token", kUploadLater},

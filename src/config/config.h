@@ -131,11 +131,15 @@ struct OutputConfig {
 struct EvalConfig {
   std::string per_record;   ///< JSONL file: one line a record with its loss
   std::string logits_file;  ///< safetensors file: float32 `record.<i>` [T, V], i the record's place in the file
+  std::vector<std::string> compare;  ///< more models, or adapters of the same base, on the same records
+  std::string task_file;             ///< JSONL: context, choices, gold
+  std::string task_output;           ///< JSONL file: one line an item of task_file with its likelihoods
 };
 
-/// `fettle generate`.
+/// `fettle generate` and `fettle chat`.
 struct GenerationConfig {
-  std::string prompt;  ///< the user's text; - reads standard input
+  std::string prompt;        ///< the user's text; - reads standard input
+  std::string prompts_file;  ///< many: JSONL with prompt, or a text file with one a line
   std::string system_prompt;
   bool raw_prompt = false;  ///< the prompt's text is continued as it is, without a template
   int64_t max_new_tokens = 128;
@@ -143,12 +147,60 @@ struct GenerationConfig {
   double temperature = 1.0;
   int64_t top_k = 50;  ///< 0: all
   double top_p = 1.0;
+  double min_p = 0.0;
   double repetition_penalty = 1.0;
+  std::vector<std::string> stop_strings;  ///< any of them in the answer ends it
 };
 
-/// `fettle preprocess` and `fettle download`.
+/// `fettle merge`.
+struct MergeConfig {
+  std::vector<std::string> merge_adapters;  ///< "adapter" or "adapter=weight"; added to adapter_name_or_path
+};
+
+/// Weight-only quantization: `fettle quantize`, or after training. woq_* as the replaced system called them.
+struct QuantizationConfig {
+  bool do_quantize = false;
+  std::string quantize_output_dir;    ///< after training; empty: quantized in output_dir
+  int64_t woq_bits = 8;               ///< 1 … 8
+  int64_t woq_group_size = -1;        ///< inputs that share a scale; -1: all of a row
+  std::string woq_scheme = "sym";     ///< sym or asym
+  std::string woq_algo = "RTN";       ///< RTN GPTQ AWQ TEQ
+  std::string woq_format = "auto";    ///< auto compressed-tensors gptq gptq_v2 awq
+  double max_perplexity_ratio = 1.5;  ///< more, after ÷ before, is an error; 0: never
+  int64_t calibration_samples = 128;  ///< rows of calibration_length tokens
+  int64_t calibration_length = 512;   ///< tokens
+  bool act_order = false;             ///< GPTQ: columns with the largest activations first
+  bool static_groups = false;         ///< GPTQ with act_order: groups are of neighbouring columns
+  double damp_percent = 0.01;         ///< GPTQ: added to the Hessian's diagonal, relative to its mean
+  int64_t gptq_block_size = 128;      ///< GPTQ: columns whose error is passed on at once
+  bool awq_clip = true;               ///< AWQ: also search for a smaller range
+  int64_t awq_grid_size = 20;         ///< AWQ: scales that are tried
+  int64_t teq_steps = 100;            ///< TEQ: steps of training a layer's scales
+  double teq_learning_rate = 1e-3;    ///< TEQ
+};
+
+/// `fettle benchmark`, or after training.
+struct BenchmarkConfig {
+  bool do_benchmark = false;
+  int64_t benchmark_warmup = 10;
+  int64_t benchmark_iterations = 100;
+  int64_t benchmark_cores_per_instance = 0;  ///< 0: all, shared out among the instances
+  int64_t benchmark_num_instances = 1;       ///< processes side by side
+  int64_t benchmark_batch_size = 1;          ///< sequences generated together
+  int64_t benchmark_input_tokens = 128;
+  int64_t benchmark_output_tokens = 32;
+  std::string benchmark_output;  ///< JSON file
+};
+
+/// `fettle export`.
+struct ExportConfig {
+  std::string gguf_type = "f16";  ///< f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1
+};
+
+/// `fettle preprocess`, `fettle download` and others that write one file.
 struct PreprocessConfig {
-  std::string output;           ///< JSONL file with text, input_ids, labels; or the records, as .json, .jsonl, .csv
+  std::string output;  ///< the file
+  bool overwrite_output = false;
   int64_t preview_samples = 3;  ///< records shown in colour on a terminal
   bool refresh = true;          ///< `fettle download`: ask whether a branch has moved on
 };
@@ -178,6 +230,10 @@ struct Config {
   OutputConfig output;
   EvalConfig eval;
   GenerationConfig generation;
+  MergeConfig merge;
+  QuantizationConfig quantization;
+  BenchmarkConfig benchmark;
+  ExportConfig gguf_export;
   PreprocessConfig preprocess;
   DeviceConfig device;
   DistributedConfig distributed;

@@ -250,7 +250,8 @@ std::string markdown() {
     for (const Option& option : section.options) {
       std::string commands;
       for (const Command command :
-           {Command::kTrain, Command::kEval, Command::kGenerate, Command::kPreprocess, Command::kDownload}) {
+           {Command::kTrain, Command::kEval, Command::kGenerate, Command::kChat, Command::kPreprocess,
+            Command::kDownload, Command::kMerge, Command::kQuantize, Command::kBenchmark, Command::kExport}) {
         if (option.used_by(command)) commands += (commands.empty() ? "" : " ") + std::string(to_string(command));
       }
       text += fmt::format("| {} | {} | {} | {} | {} |\n", code(option.name), cell(allowed(option)),

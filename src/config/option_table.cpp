@@ -13,47 +13,48 @@ std::vector<Option> model_options() {
       {.name = "model_name_or_path",
        .slot = slot<&ModelConfig::model_name_or_path>,
        .help = "The model: a folder, a .gguf file, or a name on the hub (org/name), which is downloaded once.",
-       .commands = kAll | kDownload},
+       .commands = kAll},
       {.name = "model_revision",
        .slot = slot<&ModelConfig::model_revision>,
        .help = "Branch, tag or commit of model_name_or_path on the hub.",
-       .commands = kAll | kDownload},
+       .commands = kAll},
       {.name = "config_name",
        .slot = slot<&ModelConfig::config_name>,
        .help = "Folder or hub name whose config.json is used instead of the model's own.",
-       .commands = kAll | kDownload},
+       .commands = kAll},
       {.name = "tokenizer_name",
        .slot = slot<&ModelConfig::tokenizer_name>,
        .help = "Folder or hub name of the tokenizer, if it is not the model's own.",
-       .commands = kAll | kDownload},
+       .commands = kAll},
       {.name = "cache_dir",
        .slot = slot<&ModelConfig::cache_dir>,
        .help = "The hub cache, shared with Hugging Face's tools; empty: $HF_HUB_CACHE, else $HF_HOME/hub, else "
                "~/.cache/huggingface/hub.",
-       .commands = kAll | kDownload},
+       .commands = kAll},
       {.name = "adapter_name_or_path",
        .slot = slot<&ModelConfig::adapter_name_or_path>,
-       .help = "PEFT adapter to continue training, to evaluate or to generate with: a folder or a hub name.",
-       .commands = kTrain | kEval | kGenerate | kDownload},
+       .help = "PEFT adapter to continue training, to evaluate, to generate with, to merge or to export: a folder or a "
+               "hub name.",
+       .commands = kAll & ~kPreprocess},
       {.name = "load_in_8bit",
        .slot = slot<&ModelConfig::load_in_8bit>,
        .help = "Keep the base's matrices in 8 bits, each block of 64 elements with a scale.",
-       .commands = kTrain | kEval | kGenerate},
+       .commands = kTrain | kEval | kAnswer | kBenchmark},
       {.name = "load_in_fp8",
        .slot = slot<&ModelConfig::load_in_fp8>,
        .help =
            "Keep the base's matrices in float8 (e4m3), each with one scale. On hpu the forward's products are computed "
            "in it, inputs rounded too: faster, less exact. Elsewhere it only saves memory, as load_in_8bit, which is "
            "more exact.",
-       .commands = kTrain | kEval | kGenerate},
+       .commands = kTrain | kEval | kAnswer | kBenchmark},
       {.name = "load_in_4bit",
        .slot = slot<&ModelConfig::load_in_4bit>,
        .help = "The same in 4 bits (QLoRA).",
-       .commands = kTrain | kEval | kGenerate},
+       .commands = kTrain | kEval | kAnswer | kBenchmark},
       {.name = "bnb_4bit_quant_type",
        .slot = slot<&ModelConfig::bnb_4bit_quant_type>,
        .help = "What 4 bits stand for: nf4 and fp4 as bitsandbytes has them, or evenly spaced int4.",
-       .commands = kTrain | kEval | kGenerate,
+       .commands = kTrain | kEval | kAnswer | kBenchmark,
        .choices = {"nf4", "fp4", "int4"}},
   };
 }
@@ -105,12 +106,14 @@ std::vector<Option> output_options() {
   return {
       {.name = "output_dir",
        .slot = slot<&OutputConfig::output_dir>,
-       .help = "Folder for the trained adapter or model, its checkpoints, metrics and configuration.",
-       .commands = kTrain},
+       .help =
+           "Folder for the result: the trained adapter or model with its checkpoints, metrics and configuration, the "
+           "merged or the quantized model.",
+       .commands = kTrain | kMerge | kQuantize},
       {.name = "overwrite_output_dir",
        .slot = slot<&OutputConfig::overwrite_output_dir>,
        .help = "Start over in a folder that already holds a result.",
-       .commands = kTrain},
+       .commands = kTrain | kMerge | kQuantize},
       {.name = "resume_from_checkpoint",
        .slot = slot<&OutputConfig::resume_from_checkpoint>,
        .help = "auto: continue from the newest whole checkpoint in output_dir; none: start at step 0; or a checkpoint "
@@ -125,13 +128,13 @@ std::vector<Option> output_options() {
        .commands = kTrain},
       {.name = "max_shard_size",
        .slot = slot<&OutputConfig::max_shard_size>,
-       .help = "Largest safetensors file of a fully fine-tuned model.",
-       .commands = kTrain,
+       .help = "Largest safetensors file of a fully fine-tuned, merged or quantized model.",
+       .commands = kTrain | kMerge | kQuantize,
        .text_format = TextFormat::kBytes},
       {.name = "log_level",
        .slot = slot<&OutputConfig::log_level>,
        .help = "Least level of the log lines on standard error.",
-       .commands = kAll | kDownload,
+       .commands = kAll,
        .choices = {"debug", "info", "warning", "error"},
        .value_aliases = {{"passive", "info"}, {"critical", "error"}}},
   };
@@ -149,6 +152,21 @@ std::vector<Option> eval_options() {
            "Safetensors file for the float32 logits: tensor record.<i> [tokens, vocabulary] for the record at place "
            "i of its file, record.<i>.<part> where bfd_split made several documents of it.",
        .commands = kEval},
+      {.name = "compare",
+       .slot = slot<&EvalConfig::compare>,
+       .help = "More models to evaluate on the same records and to show side by side: folders or hub names of models, "
+               "quantized ones too, or of adapters of model_name_or_path.",
+       .commands = kEval,
+       .list_syntax = ListSyntax::kPaths},
+      {.name = "task_file",
+       .slot = slot<&EvalConfig::task_file>,
+       .help = "Multiple-choice task, one JSON line an item: context, choices, gold (the right choice's index). The "
+               "choice that the model finds most likely counts, as in lm-evaluation-harness.",
+       .commands = kEval},
+      {.name = "task_output",
+       .slot = slot<&EvalConfig::task_output>,
+       .help = "File for one JSON line an item of task_file with the likelihood of each choice.",
+       .commands = kEval},
   };
 }
 
@@ -157,44 +175,58 @@ std::vector<Option> generation_options() {
       {.name = "prompt",
        .slot = slot<&GenerationConfig::prompt>,
        .help = "The user's text; - reads it from standard input.",
+       .commands = kAnswer},
+      {.name = "prompts_file",
+       .slot = slot<&GenerationConfig::prompts_file>,
+       .help = "Many prompts to answer into output: a .jsonl file with a prompt in each line, or text with one a line.",
        .commands = kGenerate},
       {.name = "system_prompt",
        .slot = slot<&GenerationConfig::system_prompt>,
        .help = "The system message before the user's text.",
-       .commands = kGenerate},
+       .commands = kAnswer},
       {.name = "raw_prompt",
        .slot = slot<&GenerationConfig::raw_prompt>,
        .help = "Continue the prompt's text as it is, without a template.",
-       .commands = kGenerate},
+       .commands = kAnswer},
       {.name = "max_new_tokens",
        .slot = slot<&GenerationConfig::max_new_tokens>,
        .help = "Stop after this many generated tokens.",
-       .commands = kGenerate,
+       .commands = kAnswer,
        .range = between(1, 16777216)},
       {.name = "do_sample",
        .slot = slot<&GenerationConfig::do_sample>,
        .help = "Draw tokens at random; false: always the likeliest.",
-       .commands = kGenerate},
+       .commands = kAnswer},
       {.name = "temperature",
        .slot = slot<&GenerationConfig::temperature>,
        .help = "Divides the logits before sampling.",
-       .commands = kGenerate,
+       .commands = kAnswer,
        .range = between(0.0001, 10000)},
       {.name = "top_k",
        .slot = slot<&GenerationConfig::top_k>,
        .help = "Sample among this many likeliest tokens; 0: among all.",
-       .commands = kGenerate,
+       .commands = kAnswer,
        .range = at_least(0)},
       {.name = "top_p",
        .slot = slot<&GenerationConfig::top_p>,
        .help = "Sample among the likeliest tokens that together have this probability.",
-       .commands = kGenerate,
+       .commands = kAnswer,
        .range = {.minimum = 0, .maximum = 1, .minimum_excluded = true}},
+      {.name = "min_p",
+       .slot = slot<&GenerationConfig::min_p>,
+       .help = "Sample among tokens of at least this part of the likeliest one's probability.",
+       .commands = kAnswer,
+       .range = between(0, 1)},
       {.name = "repetition_penalty",
        .slot = slot<&GenerationConfig::repetition_penalty>,
        .help = "Above 1, tokens that already occurred become less likely.",
-       .commands = kGenerate,
+       .commands = kAnswer,
        .range = between(0.0001, 10000)},
+      {.name = "stop_strings",
+       .slot = slot<&GenerationConfig::stop_strings>,
+       .help = "The answer ends where one of these texts appears; write several as a JSON array.",
+       .commands = kAnswer,
+       .list_syntax = ListSyntax::kTexts},
   };
 }
 
@@ -204,8 +236,13 @@ std::vector<Option> preprocess_options() {
        .slot = slot<&PreprocessConfig::output>,
        .help = "fettle preprocess: file for one JSON line a document with text, input_ids and labels; an existing file "
                "is replaced only if it is one of these. fettle download: file for the training records, by its name "
-               "as .json, .jsonl or .csv.",
-       .commands = kPreprocess | kDownload},
+               "as .json, .jsonl or .csv. fettle generate: file for the answers to prompts_file. fettle export: the "
+               ".gguf file.",
+       .commands = kPreprocess | kDownload | kGenerate | kExport},
+      {.name = "overwrite_output",
+       .slot = slot<&PreprocessConfig::overwrite_output>,
+       .help = "Replace output if it is there.",
+       .commands = kGenerate | kExport},
       {.name = "preview_samples",
        .slot = slot<&PreprocessConfig::preview_samples>,
        .help = "Documents shown on a terminal with their target text in colour.",
@@ -226,18 +263,18 @@ std::vector<Option> device_options() {
        .slot = slot<&DeviceConfig::device>,
        .help = "Where to compute: cpu, cuda (an NVIDIA GPU) or hpu (an Intel Gaudi card); auto: an accelerator where "
                "there is one and this build can use it, else the CPU.",
-       .commands = kTrain | kEval | kGenerate,
+       .commands = kCompute,
        .choices = {"auto", "cpu", "cuda", "hpu"}},
       {.name = "num_threads",
        .slot = slot<&DeviceConfig::num_threads>,
        .help = "Compute threads; 0: one a physical core that the process may use.",
-       .commands = kTrain | kEval | kGenerate,
+       .commands = kCompute,
        .range = between(0, 4096)},
       {.name = "fused_ops",
        .slot = slot<&DeviceConfig::fused_ops>,
        .help = "Compute with Fettle's own kernels; false: plain torch operations instead, slow, for checking and bug "
                "reports.",
-       .commands = kTrain | kEval | kGenerate},
+       .commands = kCompute},
   };
 }
 
@@ -294,8 +331,12 @@ const std::vector<Section>& sections() {
       {"Training", table::training_options()},
       {"Output", output_options()},
       {"Evaluation (`fettle eval`)", eval_options()},
-      {"Generation (`fettle generate`)", generation_options()},
-      {"Preprocessing (`fettle preprocess`, `fettle download`)", preprocess_options()},
+      {"Generation (`fettle generate`, `fettle chat`)", generation_options()},
+      {"Merging (`fettle merge`)", table::merge_options()},
+      {"Quantization (`fettle quantize`, or after training)", table::quantization_options()},
+      {"Benchmark (`fettle benchmark`, or after training)", table::benchmark_options()},
+      {"Export (`fettle export`)", table::export_options()},
+      {"Files (`fettle preprocess`, `fettle download`, `fettle generate`, `fettle export`)", preprocess_options()},
       {"Device", device_options()},
       {"Several processes", distributed_options()},
   };
@@ -328,6 +369,16 @@ std::string_view to_string(Command command) {
       return "preprocess";
     case Command::kDownload:
       return "download";
+    case Command::kChat:
+      return "chat";
+    case Command::kMerge:
+      return "merge";
+    case Command::kQuantize:
+      return "quantize";
+    case Command::kBenchmark:
+      return "benchmark";
+    case Command::kExport:
+      return "export";
   }
   return "";
 }

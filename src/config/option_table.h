@@ -17,7 +17,19 @@
 namespace fettle::config {
 
 /// The commands that take options. The values are bits, so that an option can name several.
-enum class Command : unsigned { kTrain = 1, kEval = 2, kGenerate = 4, kPreprocess = 8, kCheck = 16, kDownload = 32 };
+enum class Command : unsigned {
+  kTrain = 1,
+  kEval = 2,
+  kGenerate = 4,
+  kPreprocess = 8,
+  kCheck = 16,
+  kDownload = 32,
+  kChat = 64,
+  kMerge = 128,
+  kQuantize = 256,
+  kBenchmark = 512,
+  kExport = 1024,
+};
 
 std::string_view to_string(Command command);
 
@@ -40,6 +52,7 @@ enum class ListSyntax {
   kWords,     ///< separated by spaces or commas
   kPatterns,  ///< the same, but a string with a regular expression's characters is one item
   kPaths,     ///< separated by commas: a path may contain spaces
+  kTexts,     ///< one item, whatever is in it
 };
 
 /// What a string option's text has to be.
@@ -96,12 +109,22 @@ inline constexpr unsigned kEval = static_cast<unsigned>(Command::kEval);
 inline constexpr unsigned kGenerate = static_cast<unsigned>(Command::kGenerate);
 inline constexpr unsigned kPreprocess = static_cast<unsigned>(Command::kPreprocess);
 inline constexpr unsigned kDownload = static_cast<unsigned>(Command::kDownload);
-inline constexpr unsigned kAll = kTrain | kEval | kGenerate | kPreprocess;
+inline constexpr unsigned kChat = static_cast<unsigned>(Command::kChat);
+inline constexpr unsigned kMerge = static_cast<unsigned>(Command::kMerge);
+inline constexpr unsigned kQuantize = static_cast<unsigned>(Command::kQuantize);
+inline constexpr unsigned kBenchmark = static_cast<unsigned>(Command::kBenchmark);
+inline constexpr unsigned kExport = static_cast<unsigned>(Command::kExport);
+/// Commands that read records; that turn text of a user into a prompt; that compute; that read a model; all.
+inline constexpr unsigned kReadRecords = kTrain | kEval | kPreprocess | kMerge | kQuantize;
+inline constexpr unsigned kAnswer = kGenerate | kChat;
+inline constexpr unsigned kCompute = kTrain | kEval | kAnswer | kMerge | kQuantize | kBenchmark;
+inline constexpr unsigned kAll = kCompute | kPreprocess | kDownload | kExport;
 
 template <typename Struct, typename Value>
 Slot slot_of(Config& config, Value Struct::*member) {
   auto structs = std::tie(config.model, config.lora, config.data, config.training, config.output, config.eval,
-                          config.generation, config.preprocess, config.device, config.distributed);
+                          config.generation, config.merge, config.quantization, config.benchmark, config.gguf_export,
+                          config.preprocess, config.device, config.distributed);
   return &(std::get<Struct&>(structs).*member);
 }
 
@@ -132,6 +155,10 @@ std::vector<Option> join(std::initializer_list<std::vector<Option>> parts);
 
 std::vector<Option> data_options();
 std::vector<Option> training_options();
+std::vector<Option> merge_options();
+std::vector<Option> quantization_options();
+std::vector<Option> benchmark_options();
+std::vector<Option> export_options();
 
 }  // namespace table
 }  // namespace fettle::config

@@ -5,8 +5,9 @@
 namespace fettle::config::table {
 namespace {
 
-constexpr unsigned kRecords = kTrain | kEval | kPreprocess;
+constexpr unsigned kRecords = kReadRecords;
 constexpr unsigned kSources = kRecords | kDownload;
+constexpr unsigned kTemplates = kRecords | kAnswer;
 
 std::vector<Option> source_options() {
   return {
@@ -55,24 +56,24 @@ std::vector<Option> format_options() {
        .slot = slot<&DataConfig::prompt_template>,
        .help = "How a record becomes text: one of the names, or a Jinja chat template file; auto: the tokenizer's chat "
                "template if it has one, else alpaca.",
-       .commands = kAll,
+       .commands = kTemplates,
        .choices = {"auto", "alpaca", "llama2", "chat", "none"},
        .choices_or_file = true},
       {.name = "prompt_with_input",
        .slot = slot<&DataConfig::prompt_with_input>,
        .help = "System sentence for a record that has an input; empty: alpaca's own in the alpaca and llama2 "
                "templates, none in a chat.",
-       .commands = kAll},
+       .commands = kTemplates},
       {.name = "prompt_without_input",
        .slot = slot<&DataConfig::prompt_without_input>,
        .help = "The same for a record without an input.",
-       .commands = kAll},
+       .commands = kTemplates},
       {.name = "template_date",
        .slot = slot<&DataConfig::template_date>,
        .help =
            "The date, as YYYY-MM-DD, for a chat template that writes today's; empty: today, or the day on which the "
            "run in output_dir began.",
-       .commands = kAll},
+       .commands = kTemplates},
   };
 }
 

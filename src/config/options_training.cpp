@@ -5,7 +5,7 @@
 namespace fettle::config::table {
 namespace {
 
-constexpr unsigned kTrainOrEval = kTrain | kEval;
+constexpr unsigned kTrainOrEval = kTrain | kEval | kMerge | kQuantize;
 
 std::vector<Option> batch_options() {
   return {
@@ -118,7 +118,7 @@ std::vector<Option> loop_options() {
       {.name = "bf16",
        .slot = slot<&TrainingConfig::bf16>,
        .help = "Compute in bfloat16 with float32 master weights; false: all in float32.",
-       .commands = kTrainOrEval | kGenerate},
+       .commands = kCompute},
       {.name = "gradient_checkpointing",
        .slot = slot<&TrainingConfig::gradient_checkpointing>,
        .help = "Recompute the layers' activations in the backward pass to save memory.",
@@ -212,7 +212,7 @@ std::vector<Option> interval_options() {
       {.name = "seed",
        .slot = slot<&TrainingConfig::seed>,
        .help = "Decides the adapter's first weights, dropout, the order of training records and sampled tokens.",
-       .commands = kTrain | kGenerate,
+       .commands = kTrain | kAnswer | kQuantize,
        .range = at_least(0)},
   };
 }

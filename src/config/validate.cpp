@@ -211,6 +211,62 @@ void check_strategies(Rules& rules, const Config& config) {
                       "give validation_file or validation_split_percentage");
 }
 
+void check_algorithm(Rules& rules, const QuantizationConfig& quantization) {
+  const std::string& algorithm = quantization.woq_algo;
+  const std::string cause = "woq_algo is " + algorithm;
+  if (algorithm == "RTN") rules.no_effect({"calibration_samples", "calibration_length"}, cause, "woq_algo");
+  if (algorithm != "GPTQ") {
+    rules.no_effect({"act_order", "static_groups", "damp_percent", "gptq_block_size"}, cause, "woq_algo");
+  }
+  if (algorithm != "AWQ") rules.no_effect({"awq_clip", "awq_grid_size"}, cause, "woq_algo");
+  if (algorithm != "TEQ") rules.no_effect({"teq_steps", "teq_learning_rate"}, cause, "woq_algo");
+  if (!quantization.act_order) rules.no_effect("static_groups", "act_order is false", "act_order");
+  if (quantization.woq_group_size == -1) {
+    rules.no_effect("static_groups", "woq_group_size is -1: a row is one group", "woq_group_size");
+  }
+}
+
+/// What the programs that read a format can read.
+void check_format(const Rules& rules, const QuantizationConfig& quantization) {
+  const std::string& format = quantization.woq_format;
+  const int64_t bits = quantization.woq_bits;
+  const bool is_gptq = format == "gptq" || format == "gptq_v2";
+  rules.contradiction(is_gptq && bits != 2 && bits != 3 && bits != 4 && bits != 8,
+                      fmt::format("woq_format is {} and woq_bits {}: that format has 2, 3, 4 and 8", format, bits),
+                      "set woq_format: compressed-tensors, or another woq_bits");
+  rules.contradiction(format == "awq" && bits != 4,
+                      fmt::format("woq_format is awq and woq_bits {}: that format has 4", bits),
+                      "set woq_bits: 4, or woq_format: compressed-tensors");
+  rules.contradiction(format == "awq" && quantization.act_order && !quantization.static_groups,
+                      "woq_format is awq and act_order is true: that format has no place for the order of columns",
+                      "set static_groups: true, or woq_format: gptq");
+  rules.contradiction(bits == 1 && quantization.woq_scheme == "sym",
+                      "woq_bits is 1 and woq_scheme is sym: of two symmetric values one would be zero",
+                      "set woq_scheme: asym");
+}
+
+void check_quantize(Rules& rules, const Config& config) {
+  check_algorithm(rules, config.quantization);
+  check_format(rules, config.quantization);
+  const bool needs_records = config.quantization.woq_algo != "RTN";
+  rules.require(!needs_records || has_training_records(config.data), "train_file or dataset_name",
+                config.quantization.woq_algo + " looks at what the layers are given on these records");
+}
+
+void check_after_training(Rules& rules, const Config& config) {
+  if (config.quantization.do_quantize) {
+    check_quantize(rules, config);
+  } else {
+    for (const Option& option : table::quantization_options()) {
+      if (option.name != "do_quantize") rules.no_effect(option.name, "do_quantize is false", "do_quantize");
+    }
+  }
+  if (config.benchmark.do_benchmark) return;
+  for (const Option& option : table::benchmark_options()) {
+    if (option.name != "do_benchmark") rules.no_effect(option.name, "do_benchmark is false", "do_benchmark");
+  }
+}
+
 void check_train(Rules& rules, const Config& config) {
   rules.contradiction(!config.training.do_train && !config.training.do_eval, "do_train and do_eval are both false",
                       "set one of them to true");
@@ -223,13 +279,25 @@ void check_train(Rules& rules, const Config& config) {
   check_method(rules, config);
   check_schedule(rules, config.training);
   check_strategies(rules, config);
+  check_after_training(rules, config);
 }
 
-void check_eval(const Rules& rules, const DataConfig& data) {
+void check_eval(Rules& rules, const Config& config) {
+  const DataConfig& data = config.data;
   const bool split = !data.train_file.empty() && data.validation_split_percentage > 0;
-  rules.require(!data.validation_file.empty() || !data.dataset_name.empty() || split,
-                "validation_file, dataset_name, or train_file with validation_split_percentage",
+  rules.require(!data.validation_file.empty() || !data.dataset_name.empty() || split || !config.eval.task_file.empty(),
+                "validation_file, dataset_name, train_file with validation_split_percentage, or task_file",
                 "say which records to evaluate");
+  if (config.eval.task_file.empty()) rules.no_effect("task_output", "task_file is not set", "task_file");
+  rules.contradiction(!config.eval.compare.empty() && !config.eval.logits_file.empty(),
+                      "logits_file and compare are both given, and a file holds the logits of one model",
+                      "leave one of them out");
+}
+
+void check_merge(const Rules& rules, const Config& config) {
+  rules.require(!config.model.adapter_name_or_path.empty() || !config.merge.merge_adapters.empty(),
+                "adapter_name_or_path or merge_adapters", "say what to merge into the model");
+  rules.require(!config.output.output_dir.empty(), "output_dir", "say where the merged model goes");
 }
 
 void check_download(const Rules& rules, const Config& config) {
@@ -242,12 +310,28 @@ void check_download(const Rules& rules, const Config& config) {
                 "say which records go into output");
 }
 
-void check_generate(Rules& rules, const GenerationConfig& generation) {
-  rules.require(!generation.prompt.empty(), "prompt", "give --prompt=\"…\", or --prompt=- for standard input");
+void check_answers(Rules& rules, const GenerationConfig& generation) {
   if (!generation.do_sample) {
-    rules.no_effect({"temperature", "top_k", "top_p"}, "do_sample is false", "do_sample");
+    rules.no_effect({"temperature", "top_k", "top_p", "min_p"}, "do_sample is false", "do_sample");
   }
   if (generation.raw_prompt) rules.no_effect("system_prompt", "raw_prompt is true", "raw_prompt");
+}
+
+void check_generate(Rules& rules, const Config& config) {
+  const GenerationConfig& generation = config.generation;
+  rules.exclusive("prompt", "prompts_file");
+  rules.require(!generation.prompt.empty() || !generation.prompts_file.empty(), "prompt or prompts_file",
+                "give --prompt=\"…\", --prompt=- for standard input, or a file of prompts");
+  rules.require(generation.prompts_file.empty() || !config.preprocess.output.empty(), "output",
+                "say which file the answers to prompts_file go into");
+  if (generation.prompts_file.empty()) {
+    rules.no_effect({"output", "overwrite_output"}, "prompts_file is not set", "prompts_file");
+  }
+  check_answers(rules, generation);
+}
+
+void check_export(const Rules& rules, const Config& config) {
+  rules.require(!config.preprocess.output.empty(), "output", "say where the .gguf file goes");
 }
 
 }  // namespace
@@ -271,9 +355,20 @@ void validate(Parsed& parsed, Command command) {
     case Command::kCheck:
       return check_train(rules, config);
     case Command::kEval:
-      return check_eval(rules, config.data);
+      return check_eval(rules, config);
     case Command::kGenerate:
-      return check_generate(rules, config.generation);
+      return check_generate(rules, config);
+    case Command::kChat:
+      return check_answers(rules, config.generation);
+    case Command::kMerge:
+      return check_merge(rules, config);
+    case Command::kQuantize:
+      rules.require(!config.output.output_dir.empty(), "output_dir", "say where the quantized model goes");
+      return check_quantize(rules, config);
+    case Command::kExport:
+      return check_export(rules, config);
+    case Command::kBenchmark:
+      return;
     case Command::kPreprocess:
       return rules.require(has_training_records(config.data), "train_file or dataset_name",
                            "say which records to prepare");

@@ -98,6 +98,8 @@ std::vector<std::string> split_list(std::string_view text, ListSyntax syntax) {
       }
       return items;
     }
+    case ListSyntax::kTexts:
+      return text.empty() ? std::vector<std::string>() : std::vector{std::string(text)};
   }
   return {};
 }
@@ -112,7 +114,7 @@ std::optional<std::vector<std::string>> json_strings(std::string_view text) {
 
 /// Meant as a JSON or Python list. A pattern may begin with a bracket too, but no layer's name has a quote in it.
 bool looks_like_array(std::string_view text, ListSyntax syntax) {
-  return text.starts_with('[') &&
+  return text.starts_with('[') && syntax != ListSyntax::kTexts &&
          (syntax != ListSyntax::kPatterns || text.find_first_of("\"'") != std::string_view::npos);
 }
 

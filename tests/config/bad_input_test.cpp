@@ -103,7 +103,7 @@ INSTANTIATE_TEST_SUITE_P(
         TextCase{"output_dir: \"a\xff\"", kUsage, {"output_dir", "not valid UTF-8"}},
         TextCase{"fp16: true", kUsage, {"fp16", "not available in this version", "bf16"}},
         TextCase{"report_to: wandb", kUsage, {"report_to", "c.yaml:1", "not available in this version"}},
-        TextCase{"do_quantize: true", kUsage, {"do_quantize", "not available in this version"}},
+        TextCase{"push_to_hub: true", kUsage, {"push_to_hub", "not available in this version"}},
         TextCase{"torch_dtype: float16", kUsage, {"torch_dtype = 'float16'", "bfloat16", "bf16"}}));
 
 INSTANTIATE_TEST_SUITE_P(

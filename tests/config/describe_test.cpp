@@ -29,13 +29,25 @@ std::vector<std::string> option_names() {
   return names;
 }
 
+/// `value`; if the range does not reach so far, its end, or its middle where the end is the default.
+template <typename Number>
+Number within_range(const Range& range, Number value, Number default_value) {
+  if (range.maximum && value > static_cast<Number>(*range.maximum)) {
+    const auto most = static_cast<Number>(*range.maximum);
+    return default_value == most ? (most + static_cast<Number>(range.minimum.value_or(0))) / 2 : most;
+  }
+  return range.minimum && value < static_cast<Number>(*range.minimum) ? static_cast<Number>(*range.minimum) : value;
+}
+
 /// Every option away from its default.
 Config unusual() {
   struct Change {
     const Option& option;
     void operator()(bool* value) const { *value = !*value; }
-    void operator()(int64_t* value) const { *value += 3; }
-    void operator()(double* value) const { *value = option.name == "warmup_ratio" ? 1.0 / 3 : *value * 3 + 4; }
+    void operator()(int64_t* value) const { *value = within_range(option.range, *value + 3, *value); }
+    void operator()(double* value) const {
+      *value = option.name == "warmup_ratio" ? 1.0 / 3 : within_range(option.range, *value * 3 + 4, *value);
+    }
     void operator()(std::optional<double>* value) const { *value = 0.1 + 0.2; }
     void operator()(std::string* value) const {
       if (option.text_format == TextFormat::kJsonObject) {
@@ -53,7 +65,7 @@ Config unusual() {
   Config config;
   for (const std::string& name : option_names()) {
     const Option& option = *find_option(name);
-    if (option.range.maximum_excluded || name == "top_p") continue;
+    if (option.range.maximum_excluded) continue;
     std::visit(Change{option}, option.slot(config));
   }
   return config;
