@@ -15,6 +15,7 @@ int check(const Arguments& arguments);
 int evaluate(const Arguments& arguments);
 int generate(const Arguments& arguments);
 int preprocess(const Arguments& arguments);
+int quantize(const Arguments& arguments);
 int verify(const Arguments& arguments);
 int download(const Arguments& arguments);
 

@@ -45,6 +45,8 @@ constexpr Command kCommands[] = {
     {"eval", "Loss and perplexity of a model, or a model and an adapter, on records.", evaluate,
      "use a smaller per_device_eval_batch_size or max_seq_length"},
     {"generate", "Answer a prompt.", generate, "use a shorter prompt or a smaller max_new_tokens"},
+    {"quantize", "Make a model of 1 to 8 bits a weight: RTN, GPTQ, AWQ or TEQ.", quantize,
+     "use a smaller calibration_length or fewer calibration_samples"},
     {"preprocess", "Show and write the exact records, tokens and masks that training uses.", preprocess,
      "use a smaller preprocessing_num_workers, or shorter records"},
     {"verify", "Whether a folder's files are what was written: DIR, or --write DIR.", verify, ""},
@@ -153,9 +155,10 @@ int run_command(const Arguments& arguments) {
   } catch (const c10::Error& error) {
     if (device::is_out_of_memory(error)) return report_out_of_memory(arguments);
     if (!device::is_device_failure(error)) return report_internal(error.what_without_backtrace());
-    return report(ExitCode::kUnavailable, first_line(error.what_without_backtrace()),
-                  "see the accelerator's health (nvidia-smi or hl-smi, dmesg); the same command continues from the last "
-                  "checkpoint");
+    return report(
+        ExitCode::kUnavailable, first_line(error.what_without_backtrace()),
+        "see the accelerator's health (nvidia-smi or hl-smi, dmesg); the same command continues from the last "
+        "checkpoint");
   } catch (const std::exception& error) {
     return device::is_out_of_memory(error) ? report_out_of_memory(arguments) : report_internal(error.what());
   }

@@ -35,7 +35,7 @@ std::vector<Option> model_options() {
        .slot = slot<&ModelConfig::adapter_name_or_path>,
        .help = "PEFT adapter to continue training, to evaluate, to generate with, to merge or to export: a folder or a "
                "hub name.",
-       .commands = kAll & ~kPreprocess},
+       .commands = kAll & ~(kPreprocess | kQuantize)},
       {.name = "load_in_8bit",
        .slot = slot<&ModelConfig::load_in_8bit>,
        .help = "Keep the base's matrices in 8 bits, each block of 64 elements with a scale.",

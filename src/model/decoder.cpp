@@ -10,7 +10,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -18,28 +17,16 @@
 #include "base/log.h"
 #include "model/checkpoint.h"
 #include "model/decoder_impl.h"
+#include "model/layer_reader.h"
 #include "model/rope.h"
 #include "model/weights.h"
-#include "ops/attention.h"
-#include "ops/gated.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/rms_norm.h"
-#include "ops/rotary.h"
 #include "ops/row_attention.h"
 #include "ops/to_device.h"
 
 namespace fettle::model {
 namespace {
-
-// What all layers share of one pass. T tokens, C hidden size, H query heads, K key heads, D elements a head.
-struct Stream {
-  const DecoderSpec& spec;
-  const std::vector<int32_t>& cu_seqlens;
-  RopeTable rope;
-  ops::LoraOptions lora;
-  KvCache* cache;
-  std::shared_ptr<ops::RowMasks> rows = {};  // null: documents have the shape that they have
-};
 
 std::shared_ptr<ops::RowMasks> row_masks(const Batch& batch, at::Device device) {
   const int64_t length = batch.row_length;
@@ -57,45 +44,6 @@ std::shared_ptr<ops::RowMasks> row_masks(const Batch& batch, at::Device device) 
   return std::make_shared<ops::RowMasks>(length, std::move(documents), rows, device);
 }
 
-at::Tensor attend(const Layer& layer, int64_t index, const at::Tensor& x, const Stream& stream) {
-  const DecoderSpec& spec = stream.spec;
-  const int64_t tokens = x.size(0);
-  const auto projected = project(x, {&layer.query, &layer.key, &layer.value}, stream.lora);
-  at::Tensor query = projected[0].view({tokens, spec.heads, spec.head_dim});
-  at::Tensor key = projected[1].view({tokens, spec.kv_heads, spec.head_dim});
-  at::Tensor value = projected[2].view({tokens, spec.kv_heads, spec.head_dim});
-  if (spec.qk_norm) {
-    query = ops::rms_norm(query, layer.query_norm->value(), spec.norm_eps);
-    key = ops::rms_norm(key, layer.key_norm->value(), spec.norm_eps);
-  }
-  query = ops::apply_rotary(query, stream.rope.cos, stream.rope.sin);
-  key = ops::apply_rotary(key, stream.rope.cos, stream.rope.sin);
-
-  const ops::AttentionSpec attention{.scale = 1.0 / std::sqrt(static_cast<double>(spec.head_dim)),
-                                     .window = spec.windows[static_cast<size_t>(index)]};
-  at::Tensor mixed;  // [T, H, D]
-  if (stream.rows != nullptr) {
-    mixed = ops::attention(query, key, value, attention, *stream.rows);
-  } else if (stream.cache == nullptr) {
-    mixed = ops::attention(query, key, value, attention, stream.cu_seqlens);
-  } else {
-    const auto [keys, values] = stream.cache->append(index, key, value);
-    mixed = ops::attention_with_past(query, keys, values, attention);
-  }
-  return project(mixed.view({tokens, spec.heads * spec.head_dim}), {&layer.output}, stream.lora)[0];
-}
-
-at::Tensor feed_forward(const Layer& layer, const at::Tensor& x, const Stream& stream) {
-  const auto projected = project(x, {&layer.gate, &layer.up}, stream.lora);
-  return project(ops::swiglu(projected[0], projected[1]), {&layer.down}, stream.lora)[0];
-}
-
-at::Tensor transform(const Layer& layer, int64_t index, const at::Tensor& x, const Stream& stream) {
-  const double eps = stream.spec.norm_eps;
-  const at::Tensor attended = x + attend(layer, index, ops::rms_norm(x, layer.input_norm.value(), eps), stream);
-  return attended + feed_forward(layer, ops::rms_norm(attended, layer.post_attention_norm.value(), eps), stream);
-}
-
 void check(const Batch& batch, const KvCache* cache) {
   const int64_t tokens = batch.tokens.numel();
   TORCH_CHECK(batch.tokens.dim() == 1 && batch.tokens.scalar_type() == at::kLong && tokens > 0 &&
@@ -108,71 +56,6 @@ void check(const Batch& batch, const KvCache* cache) {
   TORCH_CHECK(batch.row_length == 0 || (cache == nullptr && tokens % batch.row_length == 0), "Decoder: rows of ",
               batch.row_length, " tokens in ", tokens);
 }
-
-// Builds layers from tensors whose names and shapes have been checked.
-class Builder {
- public:
-  Builder(std::shared_ptr<const hub::TensorSource> source, at::ScalarType type, const LoadOptions& options)
-      : source_(std::move(source)), type_(type), quantization_(options.quantization), device_(options.device) {}
-
-  /// Of layers that another rank holds, whose bytes are not read.
-  [[nodiscard]] Builder elsewhere() const {
-    Builder other = *this;
-    other.is_here_ = false;
-    return other;
-  }
-
-  [[nodiscard]] Parameter parameter(const std::string& name) const {
-    const hub::TensorView& view = *source_->find(name);
-    return placed(
-        is_here_ ? Parameter(name, read_tensor(source_, view, type_)) : Parameter::elsewhere(name, view.shape, type_),
-        view);
-  }
-  [[nodiscard]] Linear linear(const std::string& name, bool bias) const {
-    return {name, matrix(name + ".weight"), bias ? std::optional(parameter(name + ".bias")) : std::nullopt,
-            std::nullopt};
-  }
-  [[nodiscard]] Layer layer(const DecoderSpec& spec, int64_t index) const {
-    const std::string prefix = fmt::format("model.layers.{}.", index);
-    const auto head_norm = [&](const char* name) {
-      return spec.qk_norm ? std::optional(parameter(prefix + name)) : std::nullopt;
-    };
-    return {.input_norm = parameter(prefix + "input_layernorm.weight"),
-            .query = linear(prefix + "self_attn.q_proj", spec.qkv_bias),
-            .key = linear(prefix + "self_attn.k_proj", spec.qkv_bias),
-            .value = linear(prefix + "self_attn.v_proj", spec.qkv_bias),
-            .query_norm = head_norm("self_attn.q_norm.weight"),
-            .key_norm = head_norm("self_attn.k_norm.weight"),
-            .output = linear(prefix + "self_attn.o_proj", spec.output_bias),
-            .post_attention_norm = parameter(prefix + "post_attention_layernorm.weight"),
-            .gate = linear(prefix + "mlp.gate_proj", spec.mlp_bias),
-            .up = linear(prefix + "mlp.up_proj", spec.mlp_bias),
-            .down = linear(prefix + "mlp.down_proj", spec.mlp_bias)};
-  }
-
- private:
-  [[nodiscard]] Parameter matrix(const std::string& name) const {
-    if (!quantization_) return parameter(name);
-    const hub::TensorView& view = *source_->find(name);
-    Parameter result(name, read_tensor(source_, view, type_));
-    result.quantize(*quantization_);
-    release_pages(view.bytes);
-    return placed(std::move(result), view);
-  }
-  [[nodiscard]] Parameter placed(Parameter parameter, const hub::TensorView& view) const {
-    if (!device_.is_cpu()) {
-      parameter.move_to(device_);
-      release_pages(view.bytes);
-    }
-    return parameter;
-  }
-
-  std::shared_ptr<const hub::TensorSource> source_;
-  at::ScalarType type_;
-  std::optional<ops::WeightFormat> quantization_;
-  at::Device device_;
-  bool is_here_ = true;
-};
 
 void log_quantization(DecoderImpl& model, ops::WeightFormat format) {
   int64_t bytes = 0;
@@ -199,17 +82,17 @@ Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, 
   const std::optional<LayerSharing>& sharing = options.sharing;
   TORCH_CHECK(!sharing || !options.quantization, "Decoder: shared layers are not quantized");
   TORCH_CHECK(storage == at::kFloat || storage == at::kBFloat16, "Decoder: float32 or bfloat16");
-  check_names(source, expected_tensors(spec), spec.tied_embeddings, "the model");
+  check_names(source, stored_tensors(spec, source), spec.tied_embeddings, "the model");
   auto impl = std::make_unique<DecoderImpl>();
   impl->spec = spec;
   impl->dtype = storage;
   impl->source = std::make_shared<const hub::TensorSource>(source);
   impl->device = options.device;
-  const Builder builder(impl->source, storage, options);
-  impl->embedding = std::make_shared<Parameter>(builder.parameter("model.embed_tokens.weight"));
+  const LayerReader reader(impl->source, storage, options.device, options.quantization);
+  impl->embedding = std::make_shared<Parameter>(reader.parameter("model.embed_tokens.weight"));
   for (int64_t i = 0; i < spec.layers; ++i) {
     const bool is_here = !sharing || sharing->holds(i);
-    impl->layers.push_back((is_here ? builder : builder.elsewhere()).layer(spec, i));
+    impl->layers.push_back((is_here ? reader : reader.elsewhere()).layer(spec, i));
   }
   if (sharing) {
     std::vector<std::vector<Parameter*>> layers;
@@ -218,9 +101,8 @@ Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, 
     impl->checkpoints_gradients = true;
   }
   if (options.quantization) log_quantization(*impl, *options.quantization);
-  impl->norm = builder.parameter("model.norm.weight");
-  impl->head =
-      spec.tied_embeddings ? impl->embedding : std::make_shared<Parameter>(builder.parameter("lm_head.weight"));
+  impl->norm = reader.parameter("model.norm.weight");
+  impl->head = spec.tied_embeddings ? impl->embedding : std::make_shared<Parameter>(reader.parameter("lm_head.weight"));
   return Decoder(std::move(impl));
 }
 

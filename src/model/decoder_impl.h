@@ -10,25 +10,11 @@
 
 #include "model/decoder.h"
 #include "model/gathered_layers.h"
-#include "model/linear.h"
+#include "model/layer.h"
 #include "model/parameter.h"
 #include "ops/lora_linear.h"
 
 namespace fettle::model {
-
-struct Layer {
-  Parameter input_norm;
-  Linear query;
-  Linear key;
-  Linear value;
-  std::optional<Parameter> query_norm;
-  std::optional<Parameter> key_norm;
-  Linear output;
-  Parameter post_attention_norm;
-  Linear gate;
-  Linear up;
-  Linear down;
-};
 
 struct DecoderImpl {
   DecoderSpec spec;

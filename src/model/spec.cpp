@@ -134,10 +134,7 @@ void check_required(ConfigReader& config) {
   if (const nlohmann::json& heads = config.raw("pruned_heads"); !heads.is_null() && !heads.empty()) {
     config.fail("pruned_heads", "is not empty; pruned heads are not supported");
   }
-  if (config.has("quantization_config")) {
-    config.fail("quantization_config", "is set: training on quantised checkpoints is not supported by this version");
-  }
-  config.ignore("quantization_config");
+  config.ignore("quantization_config");  // hub::read_quantization
 }
 
 void read_sizes(ConfigReader& config, const Family& family, DecoderSpec& spec) {
@@ -285,6 +282,7 @@ DecoderSpec DecoderSpec::from_config(const nlohmann::json& hf_config) {
   spec.tied_embeddings = config.boolean_or("tie_word_embeddings", false);
   spec.windows = read_windows(config, family, spec.layers);
   spec.rope = read_rope(config, spec);
+  spec.quantization = hub::read_quantization(hf_config);
   const auto first = [](const std::vector<int64_t>& ids) {
     return ids.empty() ? std::nullopt : std::optional(ids.front());
   };

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "hub/quantization.h"
+
 namespace fettle::model {
 
 /// Rotary position embedding; kinds and parameters as transformers' modeling_rope_utils.
@@ -49,6 +51,7 @@ struct DecoderSpec {
   bool tied_embeddings = false;
   std::vector<int64_t> windows;  ///< [layers] keys a query sees, itself included; 0: all before it
   RopeSpec rope;
+  std::optional<hub::Quantization> quantization;  ///< how the file holds the layers' matrices, if in few bits
   std::optional<int64_t> bos_id;
   std::optional<int64_t> pad_id;
   std::vector<int64_t> eos_ids;
@@ -64,7 +67,8 @@ struct TensorShape {
   std::vector<int64_t> shape;
 };
 
-/// Every tensor the model has, in the order of the computation; lm_head.weight is absent if it is tied.
+/// Every tensor the model has, in the order of the computation; lm_head.weight is absent if it is tied. Of a quantized
+/// model too the plain weights.
 std::vector<TensorShape> expected_tensors(const DecoderSpec& spec);
 
 /// Number of weights, tied ones once.

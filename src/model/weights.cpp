@@ -77,6 +77,23 @@ at::Tensor read_tensor(const std::shared_ptr<const hub::TensorSource>& source, c
       data, view.shape, [source](void*) {}, at::TensorOptions().dtype(type));
 }
 
+std::vector<TensorShape> stored_tensors(const DecoderSpec& spec, const hub::TensorSource& source) {
+  std::vector<TensorShape> expected = expected_tensors(spec);
+  if (!spec.quantization) return expected;
+  std::vector<TensorShape> stored;
+  for (TensorShape& tensor : expected) {
+    const bool is_matrix = tensor.name.starts_with("model.layers.") && tensor.shape.size() == 2;
+    std::vector<hub::TensorView> parts;
+    if (is_matrix) {
+      const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
+      parts = hub::expected_tensors(*spec.quantization, source, module, tensor.shape[0], tensor.shape[1]);
+    }
+    for (hub::TensorView& part : parts) stored.push_back({std::move(part.name), std::move(part.shape)});
+    if (parts.empty()) stored.push_back(std::move(tensor));
+  }
+  return stored;
+}
+
 void check_names(const hub::TensorSource& source, const std::vector<TensorShape>& expected, bool tied_embeddings,
                  std::string_view what) {
   std::vector<std::string> missing;

@@ -162,7 +162,7 @@ void check(const config::Config& given, const dist::Launch& launch) {
   const config::Config& config = inputs.config;
   const model::DecoderSpec& spec = inputs.model.spec;
   const hub::TensorSource source = inputs.model.base.open_weights();
-  model::check_names(source, model::expected_tensors(spec), spec.tied_embeddings, "the model");
+  model::check_names(source, model::stored_tensors(spec, source), spec.tied_embeddings, "the model");
   if (inputs.data.validation) print_records("eval", *inputs.data.validation);
   if (!config.training.do_train) return;
   const data::TokenDataset& records = inputs.data.train;

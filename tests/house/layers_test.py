@@ -15,8 +15,9 @@ ALLOWED = {
     "ops": {"base"},
     "data": {"base", "config", "text", "hub"},
     "model": {"base", "config", "ops", "hub"},
+    "quantize": {"base", "config", "ops", "hub", "data", "model"},
     "train": {"base", "config", "device", "dist", "text", "hub", "ops", "data", "model"},
-    "cli": {"base", "config", "device", "dist", "text", "hub", "ops", "data", "model", "train"},
+    "cli": {"base", "config", "device", "dist", "text", "hub", "ops", "data", "model", "quantize", "train"},
 }
 WITHOUT_TORCH = {"base", "config", "text", "hub", "data"}
 TOO_WIDE = re.compile(r"<(torch/torch\.h|torch/extension\.h|torch/all\.h|ATen/ATen\.h|ATen/Functions\.h)>")

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "config/config.h"
+#include "train/metrics.h"
+
+namespace fettle::cli {
+
+/// What a quantization came to.
+struct QuantizationOutcome {
+  std::optional<train::Evaluation> before;  ///< none without records
+  std::optional<train::Evaluation> after;
+  bool on_training_records = false;  ///< there were no others
+  int64_t bytes_before = 0;          ///< of all tensors
+  int64_t bytes_after = 0;
+  double seconds = 0;
+};
+
+/// Writes all_results.json, README.md and manifest.sha256 into output_dir, and logs the outcome. Throws
+/// Error{kDiverged} if perplexity has risen beyond max_perplexity_ratio.
+void report_quantization(const config::Config& config, const QuantizationOutcome& outcome);
+
+}  // namespace fettle::cli

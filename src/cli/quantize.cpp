@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/quantize.h"
+
+#include <ATen/Context.h>
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/file_lock.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "cli/quantization_report.h"
+#include "config/value.h"
+#include "quantize/model_quantizer.h"
+#include "train/evaluate.h"
+#include "train/inputs.h"
+#include "train/loop.h"
+#include "train/ranks.h"
+#include "train/save.h"
+#include "train/training_inputs.h"
+
+namespace fettle::cli {
+namespace fs = std::filesystem;
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kLayersFolder = ".layers";
+
+hub::QuantizedLayout layout(const config::QuantizationConfig& options) {
+  if (options.woq_format == "gptq") return hub::QuantizedLayout::kGptq;
+  if (options.woq_format == "gptq_v2") return hub::QuantizedLayout::kGptqV2;
+  if (options.woq_format == "awq") return hub::QuantizedLayout::kAwq;
+  // Where the order of columns has to be stated, only GPTQ's files have a place for it.
+  const bool states_order = options.act_order && !options.static_groups && options.woq_group_size != -1;
+  if (options.woq_format == "auto" && states_order) return hub::QuantizedLayout::kGptqV2;
+  return hub::QuantizedLayout::kCompressedTensors;
+}
+
+hub::Quantization format_of(const config::QuantizationConfig& options) {
+  return {.layout = layout(options),
+          .bits = static_cast<int>(options.woq_bits),
+          .group = options.woq_group_size,
+          .symmetric = options.woq_scheme == "sym",
+          .act_order = options.act_order};
+}
+
+hub::DType file_type(at::ScalarType type) {
+  return type == at::kFloat ? hub::DType::kF32 : type == at::kHalf ? hub::DType::kF16 : hub::DType::kBF16;
+}
+
+/// The records that the layers are shown, and those that perplexity is measured on.
+struct Records {
+  std::optional<data::TokenDataset> calibration;
+  std::optional<data::TokenDataset> evaluation;
+  bool evaluates_training_records = false;
+};
+
+Records prepare_records(const config::Config& config, const text::Tokenizer& tokenizer) {
+  const bool calibrates = config.quantization.woq_algo != "RTN";
+  const bool has_training = !config.data.train_file.empty() || !config.data.dataset_name.empty();
+  const bool has_evaluation = !config.data.validation_file.empty() || has_training;
+  Records records;
+  if (has_evaluation) {
+    data::PreparedData prepared = data::prepare(config.data, tokenizer, has_training, config.model.cache_dir);
+    records.evaluation = std::move(prepared.validation);
+    if (!records.evaluation) {
+      records.evaluation = std::move(prepared.train);
+      records.evaluates_training_records = true;
+    }
+  }
+  if (calibrates) {
+    config::DataConfig short_rows = config.data;
+    short_rows.max_seq_length = config.quantization.calibration_length;
+    records.calibration = data::prepare(short_rows, tokenizer, true, config.model.cache_dir).train;
+  }
+  return records;
+}
+
+/// Micro-batches of calibration_samples rows in all.
+std::vector<model::Batch> calibration_batches(const config::Config& config, const data::TokenDataset& records,
+                                              const model::DecoderSpec& spec) {
+  constexpr int64_t kTokensABatch = 4096;
+  const config::QuantizationConfig& options = config.quantization;
+  const int64_t rows = std::max<int64_t>(1, kTokensABatch / options.calibration_length);
+  const data::BatchOrder order(records,
+                               {.max_seq_length = options.calibration_length,
+                                .packing = true,
+                                .shuffle = true,
+                                .seed = config.training.seed,
+                                .batch_size = rows},
+                               0);
+  std::vector<model::Batch> batches;
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < order.batches() && i * rows < options.calibration_samples; ++i) {
+    batches.push_back(train::to_tensors(order.batch(i)));
+    tokens += batches.back().tokens.size(0);
+  }
+  log::info("calibration on {} rows, {} tokens", std::min(order.rows(), options.calibration_samples), tokens);
+  if (tokens < spec.hidden_size) {
+    throw Error(ExitCode::kData,
+                fmt::format("the calibration records have {} tokens; {} looks at matrices of {} inputs", tokens,
+                            options.woq_algo, spec.hidden_size),
+                "give more training records, or use woq_algo: RTN");
+  }
+  if (order.rows() < options.calibration_samples) {
+    log::warning("there are only {} rows of {} tokens for calibration_samples {}", order.rows(),
+                 options.calibration_length, options.calibration_samples);
+  }
+  return batches;
+}
+
+std::optional<train::Evaluation> evaluate_records(const config::Config& config, const Records& records,
+                                                  const model::Decoder& model, at::Device device) {
+  constexpr int64_t kMostBatches = 64;  // of training records, where there are no others
+  if (!records.evaluation) return std::nullopt;
+  const data::OrderOptions order = train::evaluation_order(config, *records.evaluation, device);
+  return records.evaluates_training_records ? train::evaluate(model, *records.evaluation, order, kMostBatches)
+                                            : train::evaluate(model, *records.evaluation, order);
+}
+
+/// What decides the layers' codes.
+std::string identity(const config::Config& config, const train::ModelInputs& inputs, const Records& records) {
+  const config::QuantizationConfig& options = config.quantization;
+  Json facts = {{"weights", train::weights_fingerprint(inputs.base.open_weights())},
+                {"format", hub::quantization_config(format_of(options))},
+                {"algorithm", options.woq_algo},
+                {"bf16", config.training.bf16}};
+  if (records.calibration) {
+    facts["records"] = records.calibration->fingerprint();
+    facts["rows"] = {options.calibration_samples, options.calibration_length, config.training.seed};
+    facts["gptq"] = {options.act_order, options.static_groups, options.damp_percent};
+    facts["awq"] = {options.awq_clip, options.awq_grid_size};
+    facts["teq"] = {options.teq_steps, options.teq_learning_rate};
+  }
+  return sha256(facts.dump());
+}
+
+void require_free(const config::OutputConfig& output) {
+  if (output.overwrite_output_dir || !train::has_result(output.output_dir, /*is_adapter=*/false)) return;
+  throw Error(ExitCode::kUsage, output.output_dir + " holds a model already",
+              "give another output_dir, or --overwrite_output_dir=true");
+}
+
+int64_t bytes_of(const hub::TensorSource& source) {
+  int64_t bytes = 0;
+  for (const hub::TensorView& view : source.tensors()) bytes += static_cast<int64_t>(view.bytes.size());
+  return bytes;
+}
+
+}  // namespace
+
+void quantize_model(const config::Config& config, const device::Device& device) {
+  const auto began = std::chrono::steady_clock::now();
+  const fs::path folder = config.output.output_dir;
+  const train::ModelInputs inputs = train::load_inputs(config.model);
+  if (inputs.spec.quantization) {
+    throw Error(ExitCode::kConfig, inputs.base.path.string() + " is quantized already",
+                "give the model it was made from");
+  }
+  const hub::Quantization format = format_of(config.quantization);
+  quantize::require_fitting(inputs.spec, format);
+  require_free(config.output);
+  make_directories(folder);
+  FileLock lock(folder / ".lock");
+  if (!lock.try_lock()) {
+    throw Error(ExitCode::kUsage, "another process quantizes into " + folder.string(), "wait for it, or stop it");
+  }
+  const auto source = std::make_shared<const hub::TensorSource>(inputs.base.open_weights());
+  const quantize::Method method{config.quantization, format, file_type(train::stored_type(*source))};
+  const Records records = prepare_records(config, inputs.tokenizer);
+  std::vector<model::Batch> batches;
+  if (records.calibration) batches = calibration_batches(config, *records.calibration, inputs.spec);
+
+  const at::ScalarType type = train::compute_type(config.training);
+  const auto before = [&] {
+    return evaluate_records(config, records, train::load_model(inputs, config.model, {type, device.torch_device}),
+                            device.torch_device);
+  }();
+  const quantize::Job job{
+      inputs.spec, source, type, device.torch_device, folder / kLayersFolder, identity(config, inputs, records)};
+  quantize::quantize_layers(job, method, std::move(batches));
+
+  const auto max_shard_size = static_cast<uint64_t>(config::parse_bytes(config.output.max_shard_size).value());
+  hub::ModelFolder described = inputs.base;
+  described.config["quantization_config"] = hub::quantization_config(format);
+  quantize::write_quantized_weights(folder, job, method, max_shard_size);
+  train::write_model_files(folder, described, inputs.tokenizer, train::stored_type(*source));
+  fs::remove_all(folder / kLayersFolder);
+
+  const auto after = evaluate_records(
+      config, records, train::load_result(folder, inputs.base, false, type, {.device = device.torch_device}),
+      device.torch_device);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  fs::remove(folder / ".lock");
+  report_quantization(config, {.before = before,
+                               .after = after,
+                               .on_training_records = records.evaluates_training_records,
+                               .bytes_before = bytes_of(*source),
+                               .bytes_after = bytes_of(hub::TensorSource::open_safetensors(folder)),
+                               .seconds = seconds});
+}
+
+int quantize(const Arguments& arguments) {
+  const auto config = read_options(arguments, config::Command::kQuantize);
+  if (!config) return 0;
+  const device::Device device = train::start_device(config->device);
+  log::info("{}", device.description());
+  quantize_model(*config, device);
+  return 0;
+}
+
+}  // namespace fettle::cli

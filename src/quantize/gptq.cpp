@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quantize/gptq.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/linalg_solve_triangular.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/outer.h>
+#include <ATen/ops/where.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "ops/dispatch.h"
+#include "quantize/gptq_kernel.h"
+
+namespace fettle::quantize {
+namespace {
+
+/// U, upper, with U^T·U = H^-1, through the Cholesky factor of H read backwards: H = R·R^T with R upper, U = R^-1.
+/// Nothing if H is not positive definite.
+std::optional<at::Tensor> inverse_factor(const at::Tensor& hessian) {
+  const auto [lower, info] = at::linalg_cholesky_ex(hessian.flip({0, 1}));
+  if (info.item<int32_t>() != 0) return std::nullopt;
+  const at::Tensor upper = lower.flip({0, 1});
+  at::Tensor factor =
+      at::linalg_solve_triangular(upper, at::eye(hessian.size(0), hessian.options()), /*upper=*/true).contiguous();
+  if (!factor.isfinite().all().item<bool>()) return std::nullopt;
+  return factor;
+}
+
+at::Tensor damped_inverse_factor(const at::Tensor& hessian, double damp_percent) {
+  constexpr int kTries = 4;
+  const double mean = hessian.diagonal().mean().item<double>();
+  for (int tries = 0; std::isfinite(mean) && tries < kTries; ++tries, damp_percent *= 10) {
+    at::Tensor damped = hessian.clone();
+    damped.diagonal().add_(damp_percent * mean);
+    if (auto factor = inverse_factor(damped)) return *std::move(factor);
+    log::warning("the Hessian of a layer cannot be inverted with damp_percent {}; trying {}", damp_percent,
+                 10 * damp_percent);
+  }
+  throw Error(ExitCode::kDiverged, "GPTQ: the Hessian of a layer cannot be inverted",
+              "the layer's inputs on the calibration records are not finite or all equal: check the model and the "
+              "records, or use woq_algo: RTN");
+}
+
+/// Everything in the order in which columns are rounded.
+struct Problem {
+  at::Tensor weight;  // float32 [O, C], changed
+  at::Tensor factor;  // U [C, C]
+  at::Tensor groups;  // int32 [C]: the group of each column
+  at::Tensor order;   // int64 [C]: the input of each column; undefined: as they are
+  Ranges ranges;      // [O, G]; not yet known with finds_ranges
+  bool finds_ranges = true;
+  int64_t block = 0;
+};
+
+/// So that a group's columns have the errors of all columns before it when its range is found, whatever the block.
+int64_t aligned_block(int64_t block, int64_t group, int64_t columns) {
+  if (group <= block) return block / group * group;
+  return group % block == 0 || group == columns ? block : group;
+}
+
+Problem prepare(const at::Tensor& weight, const at::Tensor& hessian, const Scheme& scheme, const GptqOptions& options) {
+  const int64_t columns = weight.size(1);
+  const int64_t group = scheme.group_of(columns);
+  Problem problem{.weight = weight.clone(), .factor = {}, .groups = {}, .order = {}, .ranges = {}};
+  at::Tensor damped = hessian.clone();
+  const at::Tensor unused = damped.diagonal() == 0;
+  damped.diagonal().masked_fill_(unused, 1);
+  problem.weight.masked_fill_(unused.unsqueeze(0), 0);
+  at::Tensor inputs = at::arange(columns, weight.options().dtype(at::kLong));
+  problem.finds_ranges = !(options.static_groups && options.act_order) && group != columns;
+  if (problem.finds_ranges) {
+    problem.ranges.scales = at::empty({weight.size(0), columns / group}, weight.options());
+    problem.ranges.zeros = at::empty({weight.size(0), columns / group}, weight.options());
+  } else {
+    problem.ranges = find_ranges(problem.weight, scheme);
+  }
+  if (options.act_order) {
+    problem.order = damped.diagonal().argsort(/*dim=*/0, /*descending=*/true);
+    problem.weight = problem.weight.index_select(1, problem.order);
+    damped = damped.index_select(0, problem.order).index_select(1, problem.order);
+    if (options.static_groups) inputs = problem.order;
+  }
+  problem.groups = inputs.div(group, "floor").to(at::kInt);
+  problem.factor = damped_inverse_factor(damped, options.damp_percent);
+  problem.block = aligned_block(std::min(options.block_size, columns), group, columns);
+  return problem;
+}
+
+/// Back to the order of the inputs.
+RoundedWeight finish(Problem problem, at::Tensor codes) {
+  if (!problem.order.defined()) return {std::move(codes), std::move(problem.ranges), {}};
+  const at::Tensor place = problem.order.argsort();
+  at::Tensor groups = problem.finds_ranges ? problem.groups.index_select(0, place) : at::Tensor();
+  return {codes.index_select(1, place), std::move(problem.ranges), std::move(groups)};
+}
+
+template <at::ScalarType kType>
+float as_stored(float scale);
+template <>
+float as_stored<at::kFloat>(float scale) {
+  return std::max(scale, 0x1p-126f);
+}
+template <>
+float as_stored<at::kHalf>(float scale) {
+  return static_cast<float>(c10::Half(std::max(scale, 0x1p-24f)));
+}
+template <>
+float as_stored<at::kBFloat16>(float scale) {
+  return static_cast<float>(c10::BFloat16(std::max(scale, 0x1p-126f)));
+}
+
+float (*storable(at::ScalarType type))(float) {
+  if (type == at::kHalf) return as_stored<at::kHalf>;
+  return type == at::kBFloat16 ? as_stored<at::kBFloat16> : as_stored<at::kFloat>;
+}
+
+void round_block(const Problem& problem, const cpu::GptqBlock& block, const at::Tensor& codes,
+                 const at::Tensor& errors) {
+  const int64_t groups = problem.ranges.scales.size(1);
+  auto* weight = problem.weight.mutable_data_ptr<float>();
+  auto* scales = problem.ranges.scales.mutable_data_ptr<float>();
+  auto* zeros = problem.ranges.zeros.mutable_data_ptr<float>();
+  auto* to_codes = codes.mutable_data_ptr<uint8_t>();
+  auto* to_errors = errors.mutable_data_ptr<float>();
+  at::parallel_for(0, problem.weight.size(0), 8, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      cpu::gptq_block(block, {.weight = weight + row * block.columns,
+                              .scales = scales + row * groups,
+                              .zeros = zeros + row * groups,
+                              .codes = to_codes + row * block.columns,
+                              .errors = to_errors + row * block.count});
+    }
+  });
+}
+
+}  // namespace
+
+RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const Scheme& scheme,
+                   const GptqOptions& options) {
+  if (!ops::has_cpu_kernel(weight)) return composite::gptq(weight, hessian, scheme, options);
+  Problem problem = prepare(weight, hessian, scheme, options);
+  problem.weight = problem.weight.contiguous();
+  const int64_t columns = weight.size(1);
+  at::Tensor codes = at::empty(weight.sizes(), at::kByte);
+  for (int64_t first = 0; first < columns; first += problem.block) {
+    const int64_t count = std::min(problem.block, columns - first);
+    const at::Tensor factor = problem.factor.narrow(0, first, count);
+    const at::Tensor within = factor.narrow(1, first, count).contiguous();
+    const at::Tensor errors = at::empty({weight.size(0), count}, at::kFloat);
+    round_block(problem,
+                {.first = first,
+                 .count = count,
+                 .columns = columns,
+                 .group = scheme.group_of(columns),
+                 .factor = within.const_data_ptr<float>(),
+                 .groups = problem.groups.const_data_ptr<int32_t>(),
+                 .finds_ranges = problem.finds_ranges,
+                 .symmetric = scheme.symmetric,
+                 .bits = scheme.bits,
+                 .lowest_zero = scheme.lowest_zero,
+                 .storable = storable(scheme.scale_type)},
+                codes, errors);
+    const int64_t next = first + count;
+    if (next < columns) {
+      problem.weight.narrow(1, next, columns - next).addmm_(errors, factor.narrow(1, next, columns - next), 1, -1);
+    }
+  }
+  return finish(std::move(problem), std::move(codes));
+}
+
+RoundedWeight composite::gptq(const at::Tensor& weight, const at::Tensor& hessian, const Scheme& scheme,
+                              const GptqOptions& options) {
+  Problem problem = prepare(weight, hessian, scheme, options);
+  const int64_t columns = weight.size(1);
+  const int64_t group = scheme.group_of(columns);
+  const at::Tensor groups = problem.groups.cpu();
+  at::Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kByte));
+  for (int64_t column = 0; column < columns; ++column) {
+    const int64_t of = groups[column].item<int64_t>();
+    if (problem.finds_ranges && column % group == 0) {
+      Scheme row = scheme;
+      row.group = -1;
+      const Ranges found = find_ranges(problem.weight.narrow(1, column, group), row);
+      problem.ranges.scales.narrow(1, of, 1).copy_(found.scales);
+      problem.ranges.zeros.narrow(1, of, 1).copy_(found.zeros);
+    }
+    const at::Tensor scale = problem.ranges.scales.select(1, of);
+    const at::Tensor zero = problem.ranges.zeros.select(1, of);
+    const at::Tensor now = problem.weight.select(1, column);
+    const at::Tensor code = (now / scale).round_().add_(zero).clamp_(0, scheme.largest_code());
+    codes.select(1, column).copy_(code);
+    const at::Tensor factor = problem.factor[column];
+    const at::Tensor error = (now - (code - zero) * scale) / factor[column];
+    const int64_t rest = columns - column - 1;
+    problem.weight.narrow(1, column + 1, rest).sub_(at::outer(error, factor.narrow(0, column + 1, rest)));
+  }
+  return finish(std::move(problem), std::move(codes));
+}
+
+}  // namespace fettle::quantize

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quantize/input_statistics.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+
+namespace fettle::quantize {
+
+InputStatistics::InputStatistics(int64_t columns, at::Device device)
+    : products_(at::zeros({columns, columns}, at::dtype(at::kFloat).device(device))),
+      absolute_(at::zeros({columns}, at::dtype(at::kFloat).device(device))) {}
+
+void InputStatistics::add(const at::Tensor& x) {
+  const at::Tensor wide = x.to(at::kFloat);
+  products_.addmm_(wide.t(), wide);
+  absolute_ += wide.abs().sum(0);
+  tokens_ += x.size(0);
+}
+
+at::Tensor InputStatistics::hessian() const {
+  return products_ / static_cast<double>(tokens_);
+}
+
+at::Tensor InputStatistics::magnitudes() const {
+  return absolute_ / static_cast<double>(tokens_);
+}
+
+double output_error(const at::Tensor& change, const at::Tensor& hessian) {
+  return at::mm(change, hessian).mul_(change).sum().item<double>();
+}
+
+}  // namespace fettle::quantize
