@@ -62,6 +62,12 @@ Parameter Parameter::elsewhere(std::string name, at::IntArrayRef shape, at::Scal
   return parameter;
 }
 
+Parameter Parameter::grouped(std::string name, ops::GroupedWeight weight, at::ScalarType type) {
+  Parameter parameter(std::move(name), absent({weight.rows, weight.columns}, weight.scales.options().dtype(type)));
+  parameter.quantized_ = std::move(weight);
+  return parameter;
+}
+
 void Parameter::arrive(at::Tensor value) {
   value_ = std::move(value);
 }
@@ -82,14 +88,11 @@ void Parameter::move_to(at::Device device) {
   TORCH_CHECK(!is_trained(), name_, ": a trained weight stays where it is");
   value_ =
       is_elsewhere_ || is_quantized() ? absent(value_.sizes(), value_.options().device(device)) : value_.to(device);
-  if (quantized_) {
-    quantized_->codes = quantized_->codes.to(device);
-    quantized_->scales = quantized_->scales.to(device);
-  }
+  if (quantized_) quantized_ = ops::moved(*quantized_, device);
 }
 
 ops::Weight Parameter::weight() const {
-  return is_quantized() ? ops::Weight(*quantized_) : value();
+  return is_quantized() ? *quantized_ : value();
 }
 
 void Parameter::quantize(ops::WeightFormat format) {

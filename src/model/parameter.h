@@ -7,7 +7,7 @@
 #include <optional>
 #include <string>
 
-#include "ops/quantized_weight.h"
+#include "ops/weight.h"
 
 namespace fettle::model {
 
@@ -17,6 +17,8 @@ class Parameter {
   Parameter(std::string name, at::Tensor value);
   /// One whose value is on another rank, and here only between `arrive` and `leave`. It takes no memory.
   static Parameter elsewhere(std::string name, at::IntArrayRef shape, at::ScalarType type);
+  /// A frozen matrix that is in few bits already, and `type` in products.
+  static Parameter grouped(std::string name, ops::GroupedWeight weight, at::ScalarType type);
 
   /// As transformers names it, e.g. model.norm.weight, without PEFT's prefix.
   [[nodiscard]] const std::string& name() const { return name_; }
@@ -55,7 +57,7 @@ class Parameter {
   std::string name_;
   at::Tensor value_;
   at::Tensor master_;
-  std::optional<ops::QuantizedWeight> quantized_;
+  std::optional<ops::Weight> quantized_;  ///< in few bits
   bool is_elsewhere_ = false;
 };
 

@@ -28,7 +28,7 @@ using torch::autograd::variable_list;
 // What the backward needs, in the order in which it is saved. P projections, L of them with LoRA.
 struct Saved {
   at::Tensor x;                      // [T, C]
-  std::vector<Weight> weights;       // P, a quantized one as codes and scales
+  std::vector<Weight> weights;       // P, those in few bits as their tensors
   std::vector<at::Tensor> matrices;  // a0 b0 a1 b1 …: 2L
   std::vector<at::Tensor> low;       // [T, r] dropout(x)·aᵀ: L
   std::vector<at::Tensor> masks;     // [T, C] bool: L, none without dropout
@@ -36,9 +36,13 @@ struct Saved {
   [[nodiscard]] variable_list flatten() const {
     variable_list all{x};
     for (const Weight& weight : weights) {
-      const auto* quantized = std::get_if<QuantizedWeight>(&weight);
-      all.push_back(quantized != nullptr ? quantized->codes : std::get<at::Tensor>(weight));
-      if (quantized != nullptr) all.push_back(quantized->scales);
+      if (const auto* quantized = std::get_if<QuantizedWeight>(&weight)) {
+        all.insert(all.end(), {quantized->codes, quantized->scales});
+      } else if (const auto* grouped = std::get_if<GroupedWeight>(&weight)) {
+        all.insert(all.end(), {grouped->codes, grouped->scales, grouped->zeros, grouped->order});
+      } else {
+        all.push_back(std::get<at::Tensor>(weight));
+      }
     }
     for (const auto* part : {&matrices, &low, &masks}) {
       all.insert(all.end(), part->begin(), part->end());
@@ -56,13 +60,7 @@ struct Saved {
     };
     Saved saved{.x = *next++, .weights = {}, .matrices = {}, .low = {}, .masks = {}};
     for (size_t i = 0; i < formats.size(); ++i) {
-      const at::Tensor codes = *next++;
-      if (formats[i] == kDense) {
-        saved.weights.emplace_back(codes);
-      } else {
-        saved.weights.emplace_back(QuantizedWeight{static_cast<WeightFormat>(formats[i]), outputs[i].size(1),
-                                                   saved.x.size(1), codes, *next++});
-      }
+      saved.weights.push_back(restore(formats[i], outputs[i].size(1), saved.x.size(1), take));
     }
     saved.matrices = take(2 * lora);
     saved.low = take(lora);
@@ -70,10 +68,31 @@ struct Saved {
     return saved;
   }
 
-  static constexpr int64_t kDense = -1;
+  /// A WeightFormat, or kDense, or kDense less the bits of a grouped weight.
   static int64_t format(const Weight& weight) {
-    const auto* quantized = std::get_if<QuantizedWeight>(&weight);
-    return quantized != nullptr ? static_cast<int64_t>(quantized->format) : kDense;
+    if (const auto* quantized = std::get_if<QuantizedWeight>(&weight)) return static_cast<int64_t>(quantized->format);
+    const auto* grouped = std::get_if<GroupedWeight>(&weight);
+    return grouped != nullptr ? kDense - grouped->bits : kDense;
+  }
+
+ private:
+  static constexpr int64_t kDense = -1;
+  template <typename Take>
+  static Weight restore(int64_t format, int64_t rows, int64_t columns, const Take& take) {
+    if (format == kDense) return take(1)[0];
+    if (format > kDense) {
+      const auto parts = take(2);
+      return QuantizedWeight{static_cast<WeightFormat>(format), rows, columns, parts[0], parts[1]};
+    }
+    const auto parts = take(4);
+    return GroupedWeight{.bits = static_cast<int>(kDense - format),
+                         .rows = rows,
+                         .columns = columns,
+                         .group = columns / parts[1].size(1),
+                         .codes = parts[0],
+                         .scales = parts[1],
+                         .zeros = parts[2],
+                         .order = parts[3]};
   }
 };
 
@@ -102,6 +121,9 @@ class Products {
   explicit Products(const at::Tensor& x) : x_(x) {}
 
   at::Tensor of(const LoraProjection& projection) {
+    if (const auto* grouped = std::get_if<GroupedWeight>(&projection.weight)) {
+      return grouped_linear(x_, *grouped, projection.bias);
+    }
     const auto* quantized = std::get_if<QuantizedWeight>(&projection.weight);
     if (quantized == nullptr || quantized->format != WeightFormat::kFp8 || !hpu::has_fp8(x_)) {
       return at::linear(x_, dense(projection.weight, x_.scalar_type()), projection.bias);

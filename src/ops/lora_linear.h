@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "ops/quantized_weight.h"
+#include "ops/weight.h"
 
 namespace fettle::ops {
 
@@ -25,7 +25,8 @@ struct LoraOptions {
 
 /// y = x·Wᵀ + bias + scaling · (dropout(x)·Aᵀ)·Bᵀ for every projection of the same input x: [T, C] → [T, O] each
 /// (PEFT's lora.Linear). Gradients flow to x, a and b; weight and bias are constants. x is saved once for all
-/// projections. A quantized weight is expanded for each product, so one of them at a time is there in full.
+/// projections. A quantized weight is expanded for each product, so one of them at a time is there in full; a
+/// grouped one is in the forward what grouped_linear makes of it, whether gradients are wanted or not.
 std::vector<at::Tensor> lora_linear(const at::Tensor& x, const std::vector<LoraProjection>& projections,
                                     const LoraOptions& options);
 

@@ -179,19 +179,4 @@ at::Tensor composite::dequantize(const QuantizedWeight& weight, at::ScalarType t
   return (values * scales).to(type).view({weight.rows, weight.columns});
 }
 
-int64_t rows(const Weight& weight) {
-  const auto* quantized = std::get_if<QuantizedWeight>(&weight);
-  return quantized != nullptr ? quantized->rows : std::get<at::Tensor>(weight).size(0);
-}
-
-int64_t columns(const Weight& weight) {
-  const auto* quantized = std::get_if<QuantizedWeight>(&weight);
-  return quantized != nullptr ? quantized->columns : std::get<at::Tensor>(weight).size(1);
-}
-
-at::Tensor dense(const Weight& weight, at::ScalarType type) {
-  const auto* quantized = std::get_if<QuantizedWeight>(&weight);
-  return quantized != nullptr ? dequantize(*quantized, type) : std::get<at::Tensor>(weight);
-}
-
 }  // namespace fettle::ops

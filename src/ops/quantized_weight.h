@@ -7,7 +7,6 @@
 #include <array>
 #include <cstdint>
 #include <string_view>
-#include <variant>
 
 namespace fettle::ops {
 
@@ -53,13 +52,5 @@ at::Tensor dequantize(const QuantizedWeight& weight, at::ScalarType type);
 namespace composite {
 at::Tensor dequantize(const QuantizedWeight& weight, at::ScalarType type);
 }
-
-/// A matrix [O, C] as it is, or in few bits.
-using Weight = std::variant<at::Tensor, QuantizedWeight>;
-
-int64_t rows(const Weight& weight);
-int64_t columns(const Weight& weight);
-/// The matrix in `type`; of one that is as it is, itself, whatever its type.
-at::Tensor dense(const Weight& weight, at::ScalarType type);
 
 }  // namespace fettle::ops
