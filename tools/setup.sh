@@ -44,6 +44,16 @@ install_python() {
   cp "$requirements" "$environment/requirements.txt"
 }
 
+# Loaders of quantised models, beside the reference's packages and out of their sight.
+install_loaders() {
+  local requirements=tests/requirements-loaders.txt folder=.venv-test/loaders
+  cmp -s "$requirements" "$folder/requirements.txt" && return
+  say "installing $requirements into $folder"
+  rm -rf "$folder"
+  .venv-test/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --target "$folder" -r "$requirements"
+  cp "$requirements" "$folder/requirements.txt"
+}
+
 install_model() {
   local file=.downloads/SmolLM2-135M-Instruct.Q4_1.gguf
   [ -f "$file" ] && return
@@ -77,7 +87,7 @@ check_cargo
 install_python .venv tools/requirements.txt --no-deps
 for extra in "$@"; do
   case $extra in
-    test) install_python .venv-test tests/requirements.txt; install_packages b3sum iproute2 openmpi-bin ;;
+    test) install_python .venv-test tests/requirements.txt; install_loaders; install_packages b3sum iproute2 openmpi-bin ;;
     lint) install_packages clang-format clang-tidy ;;
     chart)
       install_packages python3-yaml

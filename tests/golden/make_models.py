@@ -63,6 +63,7 @@ FAMILIES = {
     "llama_bias": ("llama", {"attention_bias": True, "mlp_bias": True}, "stories260K"),
     # Rows of whole quantization blocks: bitsandbytes expands others wrongly on a CPU.
     "llama_blocks": ("llama", {"hidden_size": 64, "intermediate_size": 128}, "stories260K"),
+    "qwen2_blocks": ("qwen2", {"hidden_size": 64, "intermediate_size": 128}, "stories260K"),
     "llama_linear": (
         "llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
