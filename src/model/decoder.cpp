@@ -57,16 +57,19 @@ void check(const Batch& batch, const KvCache* cache) {
               batch.row_length, " tokens in ", tokens);
 }
 
-void log_quantization(DecoderImpl& model, ops::WeightFormat format) {
+/// `format`: "int4", or "4 bits".
+void log_quantization(DecoderImpl& model, std::string_view format) {
   int64_t bytes = 0;
   int64_t weights = 0;
-  const std::vector<Linear*> layers = model.linears();
-  for (const Linear* layer : layers) {
-    bytes += std::get<ops::QuantizedWeight>(layer->weight.weight()).bytes();
+  int64_t matrices = 0;
+  for (const Linear* layer : model.linears()) {
+    if (!layer->weight.is_quantized()) continue;
+    ++matrices;
+    bytes += ops::bytes(layer->weight.weight());
     weights += layer->weight.stored().numel();
   }
   const auto before = static_cast<double>(weights) * static_cast<double>(c10::elementSize(model.dtype));
-  log::info("{} matrices are kept in {}: {:.2f} GB in place of {:.2f} GB", layers.size(), ops::name(format),
+  log::info("{} matrices are kept in {}: {:.2f} GB in place of {:.2f} GB", matrices, format,
             static_cast<double>(bytes) / 1e9, before / 1e9);
 }
 
@@ -80,7 +83,7 @@ Decoder::~Decoder() = default;
 Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, at::ScalarType storage,
                       const LoadOptions& options) {
   const std::optional<LayerSharing>& sharing = options.sharing;
-  TORCH_CHECK(!sharing || !options.quantization, "Decoder: shared layers are not quantized");
+  TORCH_CHECK(!sharing || !(options.quantization || spec.quantization), "Decoder: shared layers are not quantized");
   TORCH_CHECK(storage == at::kFloat || storage == at::kBFloat16, "Decoder: float32 or bfloat16");
   check_names(source, stored_tensors(spec, source), spec.tied_embeddings, "the model");
   auto impl = std::make_unique<DecoderImpl>();
@@ -100,7 +103,8 @@ Decoder Decoder::load(const DecoderSpec& spec, const hub::TensorSource& source, 
     impl->gathered = std::make_unique<GatheredLayers>(*sharing, std::move(layers));
     impl->checkpoints_gradients = true;
   }
-  if (options.quantization) log_quantization(*impl, *options.quantization);
+  if (options.quantization) log_quantization(*impl, ops::name(*options.quantization));
+  if (spec.quantization) log_quantization(*impl, fmt::format("{} bits", spec.quantization->bits));
   impl->norm = reader.parameter("model.norm.weight");
   impl->head = spec.tied_embeddings ? impl->embedding : std::make_shared<Parameter>(reader.parameter("lm_head.weight"));
   return Decoder(std::move(impl));

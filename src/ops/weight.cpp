@@ -23,6 +23,12 @@ int64_t columns(const Weight& weight) {
                     weight);
 }
 
+int64_t bytes(const Weight& weight) {
+  return std::visit(Cases{[](const at::Tensor& plain) { return static_cast<int64_t>(plain.nbytes()); },
+                          [](const auto& few_bits) { return few_bits.bytes(); }},
+                    weight);
+}
+
 at::Tensor dense(const Weight& weight, at::ScalarType type) {
   return std::visit(Cases{[](const at::Tensor& plain) { return plain; },
                           [type](const auto& few_bits) { return dequantize(few_bits, type); }},

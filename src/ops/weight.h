@@ -16,6 +16,8 @@ using Weight = std::variant<at::Tensor, QuantizedWeight, GroupedWeight>;
 
 int64_t rows(const Weight& weight);
 int64_t columns(const Weight& weight);
+/// What is kept of it.
+int64_t bytes(const Weight& weight);
 /// The matrix in `type`; of one that is as it is, itself, whatever its type.
 at::Tensor dense(const Weight& weight, at::ScalarType type);
 /// The same matrix on a device.

@@ -67,6 +67,13 @@ device::Device start_device(const config::DeviceConfig& options, const device::P
 ModelInputs load_inputs(const config::ModelConfig& model) {
   hub::ModelFolder base = hub::resolve_model(model);
   model::DecoderSpec spec = model::DecoderSpec::from_config(base.config);
+  if (spec.quantization && weight_format(model)) {
+    throw Error(
+        ExitCode::kConfig,
+        fmt::format("load_in_4bit, load_in_8bit or load_in_fp8 is true, and the model in {} has {} bits already",
+                    base.path.string(), spec.quantization->bits),
+        "leave it out");
+  }
   text::Tokenizer tokenizer = text::Tokenizer::load(base.tokenizer_folder);
   return {std::move(base), std::move(spec), std::move(tokenizer)};
 }

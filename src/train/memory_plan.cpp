@@ -76,6 +76,19 @@ Matrices matrices(const model::DecoderSpec& spec) {
   return count;
 }
 
+double bytes_a_weight(ops::WeightFormat format) {
+  if (format == ops::WeightFormat::kFp8) return 1;
+  const double scale = kFloatBytes / static_cast<double>(ops::kQuantizationBlock);
+  return (format == ops::WeightFormat::kInt8 ? 1.0 : 0.5) + scale;
+}
+
+/// As ops::GroupedWeight keeps them: codes of 2, 4 or 8 bits, scales in float32, zeros in a byte.
+double bytes_a_weight(const hub::Quantization& quantization) {
+  const double code = quantization.bits <= 2 ? 0.25 : quantization.bits <= 4 ? 0.5 : 1.0;
+  const double group = quantization.group == -1 ? 1024 : static_cast<double>(quantization.group);
+  return code + (kFloatBytes + 1) / group;
+}
+
 /// What the base takes: pages of its file where they are what the model computes with, else memory of its own.
 void add_base(MemoryPlan& plan, const model::DecoderSpec& spec, const config::Config& config, const PlannedRun& run) {
   const double element = config.training.bf16 ? 2 : kFloatBytes;
@@ -83,7 +96,8 @@ void add_base(MemoryPlan& plan, const model::DecoderSpec& spec, const config::Co
   const double share = is_shared ? 1 / static_cast<double>(run.processes) : 1;
   const auto weights = static_cast<double>(model::parameter_count(spec));
   const std::optional<ops::WeightFormat> format = weight_format(config.model);
-  const Matrices quantized = format ? matrices(spec) : Matrices{};
+  const bool is_quantized = format || spec.quantization;
+  const Matrices quantized = is_quantized ? matrices(spec) : Matrices{};
   const double whole = weights - quantized.all;
   if (!config.lora.use_peft) {
     // In float32 the trained weights are what the model computes with.
@@ -93,11 +107,9 @@ void add_base(MemoryPlan& plan, const model::DecoderSpec& spec, const config::Co
   } else {
     plan.parts.push_back({"weights to compute with", whole * element * share});
   }
-  if (!format) return;
-  const bool has_blocks = *format != ops::WeightFormat::kFp8;
-  const double scale = has_blocks ? kFloatBytes / static_cast<double>(ops::kQuantizationBlock) : 0;
-  const double code = *format == ops::WeightFormat::kInt8 || !has_blocks ? 1.0 : 0.5;
-  plan.parts.push_back({"quantized weights", quantized.all * (code + scale)});
+  if (!is_quantized) return;
+  plan.parts.push_back(
+      {"quantized weights", quantized.all * (format ? bytes_a_weight(*format) : bytes_a_weight(*spec.quantization))});
   plan.parts.push_back({"one of them expanded", quantized.largest * element});
 }
 

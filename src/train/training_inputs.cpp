@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "base/error.h"
 #include "base/log.h"
 #include "base/watchdog.h"
 #include "data/prompt.h"
@@ -37,10 +38,25 @@ data::OrderOptions fitted(data::OrderOptions order, const data::TokenDataset& da
   return order;
 }
 
+/// On a base that is in few bits only an adapter can be trained, and every rank has all of it.
+void require_trainable(const config::Config& config, const ModelInputs& model) {
+  if (!model.spec.quantization) return;
+  const std::string base = "the model in " + model.base.path.string() + " is quantized";
+  if (!config.lora.use_peft) {
+    throw Error(ExitCode::kConfig, base + ": weights in few bits cannot be trained",
+                "train an adapter (use_peft: true)");
+  }
+  if (config.distributed.zero_stage == 3) {
+    throw Error(ExitCode::kConfig, base + ", and zero_stage is 3, which shares out the base's weights",
+                "use zero_stage 2: a quantized base is small");
+  }
+}
+
 }  // namespace
 
 TrainingInputs prepare_training(const config::Config& given) {
   ModelInputs model = load_inputs(given.model);
+  require_trainable(given, model);
   config::Config config = given;
   config.data.template_date = settled_date(config, model.tokenizer);
   const SectionMark mark(Section::kData);

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fettle quantize`: what it refuses, what it reports, and how it goes on after it was stopped."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import conftest
+import pytest
+import safetensors.torch
+import torch
+import trainers
+
+EVAL = {"dataset_format": "tokenized", "max_seq_length": 128, "bf16": False}
+CALIBRATION = {"calibration_samples": 8, "calibration_length": 128}
+
+
+@pytest.fixture
+def records(write_jsonl):
+    return write_jsonl("records.jsonl", trainers.random_records(16, 512))
+
+
+@pytest.fixture
+def quantize(fettle, tiny_models, records, tmp_path):
+    def run(expect=0, **options):
+        options = {"model_name_or_path": tiny_models("llama_blocks"), "train_file": records,
+                   "output_dir": tmp_path / "quantized", "max_perplexity_ratio": 0, **EVAL, **options}
+        return fettle("quantize", expect=expect, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("options, code, message", [
+    ({"woq_bits": 0}, 64, "woq_bits"),
+    ({"woq_bits": 9}, 64, "woq_bits"),
+    ({"woq_group_size": 48}, 78, "woq_group_size 48 does not divide the 64 inputs of model.layers.0.self_attn.q_proj"),
+    ({"woq_group_size": 0}, 64, "woq_group_size"),
+    ({"woq_bits": 1}, 78, "woq_scheme is sym"),
+    ({"woq_bits": 5, "woq_format": "gptq"}, 78, "that format has 2, 3, 4 and 8"),
+    ({"woq_bits": 8, "woq_format": "awq"}, 78, "that format has 4"),
+    ({"act_order": True}, 78, "woq_algo is RTN"),
+    ({"woq_algo": "GPTQ", "static_groups": True}, 78, "act_order is false"),
+    ({"woq_algo": "GPTQ", "awq_clip": False}, 78, "woq_algo is GPTQ"),
+    ({"woq_algo": "AWQ", "train_file": []}, 64, "train_file"),
+    ({"woq_algo": "nearest"}, 64, "woq_algo"),
+    ({"output_dir": ""}, 64, "output_dir"),
+    ({"adapter_name_or_path": "x"}, 64, "does not use --adapter_name_or_path"),
+    ({"model_name_or_path": "no/such/folder"}, 66, "no/such/folder"),
+])
+def test_refuses(quantize, options, code, message):
+    done = quantize(expect=code, **options)
+    assert message in done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+def test_refuses_a_calibration_that_is_too_short(quantize, write_jsonl):
+    few = write_jsonl("few.jsonl", trainers.random_records(1, 512)[:1])
+    line = json.loads(few.read_text())
+    short = write_jsonl("short.jsonl", [{key: value[:20] for key, value in line.items()}])
+    done = quantize(expect=65, woq_algo="GPTQ", train_file=short)
+    assert "the calibration records have 20 tokens" in done.stderr
+
+
+def test_refuses_a_model_with_numbers_that_are_not_finite(quantize, tiny_models, tmp_path):
+    model = shutil.copytree(tiny_models("llama_blocks"), tmp_path / "model")
+    weights = safetensors.torch.load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("inf")
+    safetensors.torch.save_file(weights, model / "model.safetensors", {"format": "pt"})
+    done = quantize(expect=76, model_name_or_path=model, train_file=[])
+    assert "model.layers.1.mlp.up_proj.weight" in done.stderr
+
+
+def test_refuses_what_is_quantized_or_there_already(quantize, tmp_path):
+    quantize(woq_bits=4)
+    assert "holds a model already" in quantize(expect=64, woq_bits=4).stderr
+    quantize(woq_bits=4, overwrite_output_dir=True)
+    done = quantize(expect=78, model_name_or_path=tmp_path / "quantized", output_dir=tmp_path / "twice")
+    assert "is quantized already" in done.stderr
+
+
+def test_reports_and_refuses_a_perplexity_that_explodes(quantize, tmp_path):
+    done = quantize(expect=76, woq_bits=2, max_perplexity_ratio=1.0001)
+    assert "max_perplexity_ratio" in done.stderr
+    results = json.loads((tmp_path / "quantized/all_results.json").read_text())
+    assert results["perplexity_ratio"] == pytest.approx(results["eval_perplexity"] / results["eval_perplexity_before"])
+    assert results["perplexity_ratio"] > 1.0001
+    card = (tmp_path / "quantized/README.md").read_text()
+    assert str(results["eval_perplexity"]) in card
+
+
+def test_a_stopped_quantization_goes_on(quantize, fettle, tiny_models, records, tmp_path):
+    """Stopped after its first layer, and started again: the same bytes as without a stop, by less work."""
+    options = {"woq_algo": "AWQ", "woq_bits": 4, "woq_group_size": 32, **CALIBRATION}
+    quantize(output_dir=tmp_path / "whole", **options)
+    given = {"model_name_or_path": tiny_models("llama_blocks"), "train_file": records,
+             "output_dir": tmp_path / "stopped", "max_perplexity_ratio": 0, **EVAL, **options}
+    command = [str(fettle.path), "quantize", *(conftest.option(key, value) for key, value in given.items())]
+    process = subprocess.Popen(command, env=fettle.environment, stderr=subprocess.PIPE)
+    first = tmp_path / "stopped/.layers/layer-00000.safetensors"
+    deadline = time.monotonic() + 120
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert not (tmp_path / "stopped/config.json").exists()
+    done = fettle("quantize", **given)
+    assert "layer 1 of 3 is there already" in done.stderr
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "stopped/.layers").exists()
+
+
+def test_layers_of_another_quantization_are_not_taken(quantize, fettle, tiny_models, records, tmp_path):
+    quantize(output_dir=tmp_path / "three", woq_bits=3)
+    layers = tmp_path / "four/.layers"
+    layers.mkdir(parents=True)
+    weights = safetensors.torch.load_file(tmp_path / "three/model.safetensors")
+    layer = {name: tensor for name, tensor in weights.items() if name.startswith("model.layers.0.")}
+    safetensors.torch.save_file(layer, layers / "layer-00000.safetensors", {"identity": "another"})
+    quantize(output_dir=tmp_path / "four", woq_bits=4)
+    quantize(output_dir=tmp_path / "plain", woq_bits=4)
+    assert (tmp_path / "four/model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
+
+
+def test_an_adapter_trains_on_a_quantized_base(quantize, fettle, records, tmp_path):
+    quantize(woq_bits=4, woq_group_size=32)
+    train = {"model_name_or_path": tmp_path / "quantized", "train_file": records, "output_dir": tmp_path / "adapter",
+             "max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1, **EVAL}
+    fettle("train", **train)
+    losses = [line["loss"] for line in conftest.read_jsonl(tmp_path / "adapter/metrics.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0]
+    done = fettle("train", expect=78, **{**train, "use_peft": False, "output_dir": tmp_path / "full"})
+    assert "is quantized" in done.stderr
+    done = fettle("train", expect=78, **{**train, "load_in_4bit": True, "output_dir": tmp_path / "twice"})
+    assert "has 4 bits already" in done.stderr
+
+
+def test_a_damaged_quantized_model_is_refused(quantize, fettle, records, tmp_path):
+    quantize(woq_bits=4)
+    file = tmp_path / "quantized/model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight_packed"
+
+    def evaluate(changed):
+        safetensors.torch.save_file(changed, file, {"format": "pt"})
+        return fettle("eval", expect=65, model_name_or_path=tmp_path / "quantized", validation_file=records, **EVAL)
+
+    assert name in evaluate({key: value for key, value in weights.items() if key != name}).stderr
+    assert name in evaluate({**weights, name: weights[name][:, :-1].contiguous()}).stderr
+    assert name in evaluate({**weights, name: weights[name].to(torch.int64)}).stderr
+    scale = "model.layers.0.mlp.up_proj.weight_scale"
+    assert scale in evaluate({**weights, scale: torch.full_like(weights[scale], float("nan"))}).stderr
