@@ -47,6 +47,8 @@ constexpr Command kCommands[] = {
     {"generate", "Answer a prompt, or a file of prompts.", generate,
      "use a shorter prompt or a smaller max_new_tokens"},
     {"chat", "Talk with a model, on a terminal or line by line from a pipe.", chat, "use a smaller max_new_tokens"},
+    {"benchmark", "How fast a model answers: latencies, tokens a second, memory.", benchmark,
+     "use a smaller benchmark_batch_size, or fewer tokens"},
     {"quantize", "Make a model of 1 to 8 bits a weight: RTN, GPTQ, AWQ or TEQ.", quantize,
      "use a smaller calibration_length or fewer calibration_samples"},
     {"preprocess", "Show and write the exact records, tokens and masks that training uses.", preprocess,
