@@ -95,6 +95,7 @@ Json combine(const config::Config& config, std::vector<Json>& instances) {
   Json figures = {{"model", config.model.model_name_or_path}};
   if (!config.model.adapter_name_or_path.empty()) figures["adapter"] = config.model.adapter_name_or_path;
   figures["machine"] = instances.front()["machine"];
+  figures["machine"]["cores"] = device::usable_cores();
   figures["instances"] = options.benchmark_num_instances;
   figures["cores_per_instance"] = instances.front()["cores"];
   figures["batch_size"] = options.benchmark_batch_size;

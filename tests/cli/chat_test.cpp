@@ -10,7 +10,6 @@
 
 #include <chrono>
 #include <csignal>
-#include <sstream>
 #include <utility>
 
 #include "cli/program.h"
@@ -37,13 +36,6 @@ Result pipe_into(const std::string& lines, const Arguments& more = {}) {
   const std::string file = folder.write("lines", lines);
   return run_program(chat_arguments(more), RLIM_INFINITY,
                      [&file] { ::dup2(::open(file.c_str(), O_RDONLY), STDIN_FILENO); });
-}
-
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream stream(text);
-  for (std::string line; std::getline(stream, line);) lines.push_back(line);
-  return lines;
 }
 
 /// The one answer to `prompt`, as fettle generate gives it.
