@@ -16,7 +16,8 @@ COUNTS = {
 
 
 def run(fettle, **options):
-    done = fettle("benchmark", model_name_or_path=STORIES260K, bf16=False, **{"num_threads": 0, **COUNTS, **options})
+    options = {"bf16": False, "num_threads": 0, **COUNTS, **options}
+    done = fettle("benchmark", model_name_or_path=STORIES260K, **options)
     return json.loads(done.stdout), done.stderr
 
 
