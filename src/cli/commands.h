@@ -14,6 +14,8 @@ int train(const Arguments& arguments);
 int check(const Arguments& arguments);
 int evaluate(const Arguments& arguments);
 int generate(const Arguments& arguments);
+int benchmark(const Arguments& arguments);
+int chat(const Arguments& arguments);
 int preprocess(const Arguments& arguments);
 int quantize(const Arguments& arguments);
 int verify(const Arguments& arguments);

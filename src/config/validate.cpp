@@ -289,6 +289,9 @@ void check_eval(Rules& rules, const Config& config) {
                 "validation_file, dataset_name, train_file with validation_split_percentage, or task_file",
                 "say which records to evaluate");
   if (config.eval.task_file.empty()) rules.no_effect("task_output", "task_file is not set", "task_file");
+  if (data.validation_file.empty() && data.dataset_name.empty() && !split) {
+    rules.no_effect({"per_record", "logits_file"}, "there are no evaluation records", "task_file");
+  }
   rules.contradiction(!config.eval.compare.empty() && !config.eval.logits_file.empty(),
                       "logits_file and compare are both given, and a file holds the logits of one model",
                       "leave one of them out");
@@ -314,7 +317,6 @@ void check_answers(Rules& rules, const GenerationConfig& generation) {
   if (!generation.do_sample) {
     rules.no_effect({"temperature", "top_k", "top_p", "min_p"}, "do_sample is false", "do_sample");
   }
-  if (generation.raw_prompt) rules.no_effect("system_prompt", "raw_prompt is true", "raw_prompt");
 }
 
 void check_generate(Rules& rules, const Config& config) {
@@ -327,6 +329,7 @@ void check_generate(Rules& rules, const Config& config) {
   if (generation.prompts_file.empty()) {
     rules.no_effect({"output", "overwrite_output"}, "prompts_file is not set", "prompts_file");
   }
+  if (generation.raw_prompt) rules.no_effect("system_prompt", "raw_prompt is true", "raw_prompt");
   check_answers(rules, generation);
 }
 

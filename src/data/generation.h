@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "config/config.h"
@@ -15,5 +16,10 @@ namespace fettle::data {
 /// Throws Error{kConfig} where the template cannot be used with this tokenizer.
 std::vector<int32_t> generation_prompt(const config::GenerationConfig& generation, const config::DataConfig& data,
                                        const text::Tokenizer& tokenizer);
+
+/// The same for each of `prompts` in place of `generation.prompt`.
+std::vector<std::vector<int32_t>> generation_prompts(const config::GenerationConfig& generation,
+                                                     const config::DataConfig& data, const text::Tokenizer& tokenizer,
+                                                     const std::vector<std::string>& prompts);
 
 }  // namespace fettle::data

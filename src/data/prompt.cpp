@@ -325,6 +325,21 @@ std::vector<int32_t> PromptBuilder::generation_prompt(const std::string& user, c
   return ids;
 }
 
+std::vector<int32_t> PromptBuilder::chat_prompt(const Record& messages) const {
+  if (!chat_) require_chat_template(config_, tokenizer_);
+  return encode(chat_->chat.render(messages, true)).ids;
+}
+
+void require_chat_template(const config::DataConfig& config, const text::Tokenizer& tokenizer) {
+  const std::string& name = config.prompt_template;
+  const bool is_missing = name == "auto" && !tokenizer.has_chat_template();
+  if (!is_missing && name != "alpaca" && name != "none") return;
+  throw Error(ExitCode::kConfig,
+              is_missing ? "the tokenizer has no chat template, so there is no way to show the model a conversation"
+                         : fmt::format("prompt_template: {} shows one question, not a conversation", name),
+              "set prompt_template to llama2 or the path of a Jinja chat template, as in the model's training");
+}
+
 bool PromptBuilder::ends_with_mark(const Example& example) const {
   size_t position = example.labels.size();
   while (position > 0 && example.labels[position - 1] == kIgnore) --position;

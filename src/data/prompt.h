@@ -43,6 +43,10 @@ class PromptBuilder {
   /// What comes before the answer to `user`, with `system` before it if not empty.
   [[nodiscard]] std::vector<int32_t> generation_prompt(const std::string& user, const std::string& system) const;
 
+  /// What comes before the assistant's next message after `messages` (role, content). Throws Error{kConfig} as
+  /// require_chat_template, {kData} with the template's own words for messages that it refuses.
+  [[nodiscard]] std::vector<int32_t> chat_prompt(const Record& messages) const;
+
   /// "alpaca", "chat" …: what auto became.
   [[nodiscard]] const std::string& template_name() const { return name_; }
 
@@ -96,5 +100,8 @@ class PromptBuilder {
   mutable std::once_flag calls_as_text_;
   mutable std::atomic<int64_t> spelled_marks_ = 0;
 };
+
+/// Throws Error{kConfig} where the template that is asked for, or that the tokenizer has, shows no conversations.
+void require_chat_template(const config::DataConfig& config, const text::Tokenizer& tokenizer);
 
 }  // namespace fettle::data

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -55,18 +56,25 @@ Processor parse_processor(std::string_view cpuinfo) {
   return processor;
 }
 
-int64_t usable_cores() {
+std::vector<std::vector<int>> physical_cores() {
   cpu_set_t mask;
   CPU_ZERO(&mask);
-  if (::sched_getaffinity(0, sizeof(mask), &mask) != 0) return 1;
-  std::set<std::string> cores;  // a core is named by the list of its hardware threads
+  if (::sched_getaffinity(0, sizeof(mask), &mask) != 0) return {};
+  std::map<std::string, size_t> places;  // a core is named by the list of its hardware threads
+  std::vector<std::vector<int>> cores;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &mask)) continue;
     const std::string siblings =
         first_line(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
-    cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
+    const auto [place, is_new] = places.emplace(siblings.empty() ? std::to_string(cpu) : siblings, cores.size());
+    if (is_new) cores.emplace_back();
+    cores[place->second].push_back(cpu);
   }
-  return std::clamp<int64_t>(static_cast<int64_t>(cores.size()), 1, quota_cores("/sys/fs/cgroup"));
+  return cores;
+}
+
+int64_t usable_cores() {
+  return std::clamp<int64_t>(std::ssize(physical_cores()), 1, quota_cores("/sys/fs/cgroup"));
 }
 
 }  // namespace fettle::device

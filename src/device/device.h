@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "config/config.h"
 
@@ -24,6 +25,10 @@ struct Processor {
 
 /// Parses the text of /proc/cpuinfo.
 Processor parse_processor(std::string_view cpuinfo);
+
+/// The hardware threads in this process's affinity mask, each list those of one physical core; in the order of their
+/// numbers.
+std::vector<std::vector<int>> physical_cores();
 
 /// Physical cores in this process's affinity mask, at most the CPU quota of its control group; at least 1. Two hardware
 /// threads of a core count once: a matrix product gains nothing from the second.

@@ -51,8 +51,11 @@ void check(const Batch& batch, const KvCache* cache) {
               "Decoder: tokens and positions are int64 [T]");
   TORCH_CHECK(batch.cu_seqlens.size() >= 2 && batch.cu_seqlens.front() == 0 && batch.cu_seqlens.back() == tokens,
               "Decoder: cu_seqlens runs from 0 to T");
-  TORCH_CHECK(cache == nullptr || (batch.cu_seqlens.size() == 2 && !at::GradMode::is_enabled()),
-              "Decoder: a cache continues one document, without gradients");
+  const auto documents = static_cast<int64_t>(batch.cu_seqlens.size()) - 1;
+  TORCH_CHECK(cache == nullptr || (documents == cache->documents() && !at::GradMode::is_enabled()),
+              "Decoder: a cache continues its own documents, without gradients");
+  const bool is_without_empty = std::ranges::adjacent_find(batch.cu_seqlens) == batch.cu_seqlens.end();
+  TORCH_CHECK(cache == nullptr || is_without_empty, "Decoder: each cached document is continued by a token or more");
   TORCH_CHECK(batch.row_length == 0 || (cache == nullptr && tokens % batch.row_length == 0), "Decoder: rows of ",
               batch.row_length, " tokens in ", tokens);
 }
@@ -141,7 +144,7 @@ at::Tensor Decoder::hidden_states(const Batch& batch, KvCache* cache) const {
     }
   }
   if (cache != nullptr) {
-    cache->advance(batch.tokens.size(0));
+    cache->advance(batch.cu_seqlens);
   }
   return ops::rms_norm(x, model.norm->value(), model.spec.norm_eps);
 }

@@ -85,8 +85,11 @@ class Decoder {
   /// absent. Not of a quantized model.
   [[nodiscard]] std::vector<NamedTensor> weights() const;
 
-  /// The stream after the final norm: [T, C], on the model's device. With a cache the batch is the continuation of the
-  /// cached document: one document, positions from cache->length() on.
+  /// Memory of all weights, LoRA's included, in the types that products use.
+  [[nodiscard]] int64_t bytes() const;
+
+  /// The stream after the final norm: [T, C], on the model's device. With a cache the batch continues the cached
+  /// documents: as many, each by a token or more, positions from cache->length(i) on.
   [[nodiscard]] at::Tensor hidden_states(const Batch& batch, KvCache* cache = nullptr) const;
   /// Whether a cache helps. On a device that compiles a graph for each shape (hpu) one that grows with every token
   /// would be compiled for minutes: computing a filled row anew is faster.

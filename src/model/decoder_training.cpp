@@ -9,7 +9,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <utility>
+#include <variant>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -229,6 +231,21 @@ std::vector<NamedTensor> Decoder::weights() const {
     }
   }
   return all;
+}
+
+int64_t Decoder::bytes() const {
+  const auto size = []<typename T>(const T& weight) {
+    if constexpr (std::is_same_v<T, at::Tensor>) {
+      return static_cast<int64_t>(weight.nbytes());
+    } else {
+      return weight.bytes();
+    }
+  };
+  int64_t sum = 0;
+  for (const Parameter* parameter : impl_->parameters()) {
+    sum += parameter->is_quantized() ? std::visit(size, parameter->weight()) : size(parameter->stored());
+  }
+  return sum;
 }
 
 }  // namespace fettle::model

@@ -2,6 +2,7 @@
 #include "model/layer.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 
 #include <cmath>
 
@@ -11,6 +12,41 @@
 #include "ops/rotary.h"
 
 namespace fettle::model {
+namespace {
+
+struct Projected {
+  const at::Tensor& query;  // [T, H, D]
+  const at::Tensor& key;    // [T, K, D]
+  const at::Tensor& value;
+};
+
+// The attention where earlier tokens of the documents are cached.
+at::Tensor attend_cached(const Projected& next, int64_t index, const ops::AttentionSpec& attention,
+                         const Stream& stream) {
+  KvCache& cache = *stream.cache;
+  cache.append(index, next.key, next.value, stream.cu_seqlens);
+  if (cache.is_empty()) return ops::attention(next.query, next.key, next.value, attention, stream.cu_seqlens);
+  const at::Tensor keys = cache.keys(index);
+  const at::Tensor values = cache.values(index);
+  const int64_t documents = cache.documents();
+  if (documents > 1 && next.query.size(0) == documents) {
+    std::vector<int64_t> lengths;
+    for (int64_t i = 0; i < documents; ++i) lengths.push_back(cache.length(i) + 1);
+    return ops::attention_of_last(next.query, keys, values, attention, lengths);
+  }
+  std::vector<at::Tensor> mixed;
+  for (int64_t i = 0; i < documents; ++i) {
+    const int64_t begin = stream.cu_seqlens[static_cast<size_t>(i)];
+    const int64_t tokens = stream.cu_seqlens[static_cast<size_t>(i) + 1] - begin;
+    const auto past = [&](const at::Tensor& all) {
+      return all.select(0, i).narrow(1, 0, cache.length(i) + tokens).transpose(0, 1);  // [S, K, D]
+    };
+    mixed.push_back(ops::attention_with_past(next.query.narrow(0, begin, tokens), past(keys), past(values), attention));
+  }
+  return documents == 1 ? mixed.front() : at::cat(mixed);
+}
+
+}  // namespace
 
 at::Tensor attention_input(const Layer& layer, const at::Tensor& x, const Stream& stream) {
   return ops::rms_norm(x, layer.input_norm.value(), stream.spec.norm_eps);
@@ -38,8 +74,7 @@ at::Tensor attend(const Layer& layer, int64_t index, const at::Tensor& input, co
   } else if (stream.cache == nullptr) {
     mixed = ops::attention(query, key, value, attention, stream.cu_seqlens);
   } else {
-    const auto [keys, values] = stream.cache->append(index, key, value);
-    mixed = ops::attention_with_past(query, keys, values, attention);
+    mixed = attend_cached({query, key, value}, index, attention, stream);
   }
   return mixed.view({tokens, spec.heads * spec.head_dim});
 }

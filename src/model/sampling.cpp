@@ -42,6 +42,12 @@ void keep_top_p(at::Tensor& logits, double p) {
   logits.masked_fill_(removed.new_zeros(removed.sizes()).scatter_(0, order, removed), kRemoved);
 }
 
+// Tokens of at least `p` times the likeliest one's probability (arXiv 2407.01082).
+void keep_min_p(at::Tensor& logits, double p) {
+  const at::Tensor probabilities = logits.softmax(0);
+  logits.masked_fill_(probabilities < probabilities.max() * p, kRemoved);
+}
+
 }  // namespace
 
 at::Tensor process_logits(at::Tensor logits, const std::vector<int32_t>& tokens,
@@ -60,6 +66,9 @@ at::Tensor process_logits(at::Tensor logits, const std::vector<int32_t>& tokens,
   }
   if (options.top_p < 1.0) {
     keep_top_p(logits, options.top_p);
+  }
+  if (options.min_p > 0.0) {
+    keep_min_p(logits, options.min_p);
   }
   return logits;
 }

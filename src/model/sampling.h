@@ -13,8 +13,8 @@
 namespace fettle::model {
 
 /// transformers' logits processors in transformers' order: repetition_penalty, and when sampling temperature, top_k,
-/// top_p. `logits` float32 [V] is changed and returned; a removed token has -infinity. `tokens`: all before, prompt
-/// included.
+/// top_p, min_p. `logits` float32 [V] is changed and returned; a removed token has -infinity. `tokens`: all before,
+/// prompt included.
 at::Tensor process_logits(at::Tensor logits, const std::vector<int32_t>& tokens,
                           const config::GenerationConfig& options);
 

@@ -2,12 +2,14 @@
 #include "ops/attention.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -22,6 +24,7 @@
 #include "ops/cuda/flash_attention.h"
 #include "ops/dispatch.h"
 #include "ops/share_out.h"
+#include "ops/to_device.h"
 
 // Why not torch's CPU flash attention: its products run in MKL, which on AMD processors has no bfloat16 kernels (a
 // tenth of the speed of oneDNN's), and it knows no documents. Here the head of a document is a unit of work, forward
@@ -301,6 +304,36 @@ at::Tensor attention_with_past(const at::Tensor& query, const at::Tensor& key, c
       .permute({2, 0, 1, 3})
       .contiguous()
       .view(query.sizes());
+}
+
+at::Tensor attention_of_last(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                             const AttentionSpec& spec, const std::vector<int64_t>& lengths) {
+  const int64_t documents = query.size(0);
+  TORCH_CHECK(query.dim() == 3 && key.dim() == 4 && key.sizes() == value.sizes() && key.size(0) == documents &&
+                  key.size(3) == query.size(2) && query.size(1) % key.size(1) == 0 && std::ssize(lengths) == documents,
+              "attention_of_last: query ", query.sizes(), ", key ", key.sizes(), ", value ", value.sizes());
+  const auto [shortest, longest] = std::ranges::minmax(lengths);
+  TORCH_CHECK(0 < shortest && longest <= key.size(2), "attention_of_last: lengths ", lengths);
+  const int64_t first = spec.window == 0 ? 0 : std::max<int64_t>(0, shortest - spec.window);
+  const int64_t keys = longest - first;
+  const Heads heads{query.size(1), key.size(1), query.size(2)};
+  const auto seen = [&](const at::Tensor& all) {
+    return all.narrow(2, first, keys).view({documents * heads.key, keys, heads.size});
+  };
+  const at::Tensor scores =
+      at::bmm(query.reshape({documents * heads.key, heads.group(), heads.size}), seen(key).transpose(1, 2))
+          .to(at::kFloat)
+          .view({documents, heads.key, heads.group(), keys})
+          .mul_(spec.scale);
+  if (shortest != longest || (spec.window > 0 && longest > spec.window)) {
+    const at::Tensor ends = to_device(at::tensor(lengths, at::kLong), query.device()).view({documents, 1, 1, 1});
+    const at::Tensor places = at::arange(first, longest, ends.options());
+    at::Tensor hidden = places >= ends;
+    if (spec.window > 0) hidden = hidden.logical_or(places < ends - spec.window);
+    scores.masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+  }
+  const at::Tensor weights = scores.softmax(-1).to(query.scalar_type()).view({-1, heads.group(), keys});
+  return at::bmm(weights, seen(value)).view(query.sizes());
 }
 
 at::Tensor composite::attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

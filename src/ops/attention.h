@@ -28,6 +28,11 @@ at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::T
 at::Tensor attention_with_past(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                const AttentionSpec& spec);
 
+/// The same for the last token of each of n documents together: query [n, H, D]; key, value [n, K, S, D], of which
+/// document i has lengths[i] ≤ S tokens, the query's own included. Returns [n, H, D]. Inference only.
+at::Tensor attention_of_last(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                             const AttentionSpec& spec, const std::vector<int64_t>& lengths);
+
 namespace composite {
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const AttentionSpec& spec,
                      const std::vector<int32_t>& cu_seqlens);

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -54,6 +55,14 @@ std::vector<Record> records_of(const data::TokenDataset& dataset) {
 
 }  // namespace
 
+void write_json_lines(const std::filesystem::path& file, const std::vector<nlohmann::ordered_json>& lines) {
+  std::string text;
+  for (const nlohmann::ordered_json& line : lines) {
+    text += line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + '\n';
+  }
+  write_file(file, text);
+}
+
 Evaluation evaluate(const model::Decoder& model, const data::TokenDataset& dataset, const data::OrderOptions& order,
                     int64_t most_batches) {
   const c10::NoGradGuard no_gradients;
@@ -97,10 +106,17 @@ Evaluation evaluate_over_ranks(dist::Group& group, const model::Decoder& model, 
 
 Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,
                             const std::filesystem::path& file) {
+  std::vector<nlohmann::ordered_json> lines;
+  const Evaluation evaluation = evaluate_records(model, dataset, lines);
+  write_json_lines(file, lines);
+  return evaluation;
+}
+
+Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,
+                            std::vector<nlohmann::ordered_json>& lines) {
   const c10::NoGradGuard no_gradients;
   double loss_sum = 0;
   int64_t target_tokens = 0;
-  std::string lines;
   const std::vector<Record> records = records_of(dataset);
   for (const Record& record : records) {
     double loss = 0;
@@ -116,11 +132,10 @@ Evaluation evaluate_records(const model::Decoder& model, const data::TokenDatase
     if (targets > 0) line["loss"] = loss / static_cast<double>(targets);
     line["target_tokens"] = targets;
     line["tokens"] = tokens;
-    lines += line.dump() + '\n';
+    lines.push_back(std::move(line));
     loss_sum += loss;
     target_tokens += targets;
   }
-  write_file(file, lines);
   return finish(loss_sum, target_tokens, static_cast<int64_t>(records.size()));
 }
 

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <nlohmann/json.hpp>
+#include <vector>
 
 #include "data/batch.h"
 #include "data/dataset.h"
@@ -30,6 +32,13 @@ Evaluation evaluate_over_ranks(dist::Group& group, const model::Decoder& model, 
 /// of it: {"record": its place in its file, "loss": mean over its targets, null without, "target_tokens", "tokens"}.
 Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,
                             const std::filesystem::path& file);
+
+/// The same, with the lines appended to `lines`.
+Evaluation evaluate_records(const model::Decoder& model, const data::TokenDataset& dataset,
+                            std::vector<nlohmann::ordered_json>& lines);
+
+/// One a line; readers see the old file or the whole new one. Throws as write_file.
+void write_json_lines(const std::filesystem::path& file, const std::vector<nlohmann::ordered_json>& lines);
 
 /// Writes the float32 logits of every document to a safetensors file, one document at a time: tensor record.<place of
 /// the record in its file> [T, V], or record.<place>.<part> where bfd_split made several documents of it. Throws

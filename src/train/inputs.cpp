@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <span>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -43,6 +44,15 @@ void use_accelerator(const device::Device& device) {
                 fmt::format("device: {} cannot be used: {}", there.str(), reason.substr(0, reason.find('\n'))),
                 std::string(health_hint(there.type())));
   }
+}
+
+void require_embeddings(const ModelInputs& inputs, std::span<const int32_t> ids, const char* kind, int64_t number) {
+  const auto largest = std::ranges::max_element(ids);
+  if (largest == ids.end() || *largest < inputs.spec.vocab_size) return;
+  throw Error(ExitCode::kConfig,
+              fmt::format("{} {} holds token {} ('{}'), but the model's vocabulary has {} tokens", kind, number,
+                          *largest, inputs.tokenizer.token(*largest), inputs.spec.vocab_size),
+              "the tokenizer belongs to another model: set tokenizer_name to this model's");
 }
 
 }  // namespace
@@ -81,13 +91,17 @@ ModelInputs load_inputs(const config::ModelConfig& model) {
 void require_vocabulary(const ModelInputs& inputs, const data::TokenDataset& dataset) {
   if (inputs.tokenizer.vocab_size() <= inputs.spec.vocab_size) return;
   for (int64_t i = 0; i < dataset.size(); ++i) {
-    const auto ids = dataset.input_ids(i);
-    const auto largest = std::max_element(ids.begin(), ids.end());
-    if (largest == ids.end() || *largest < inputs.spec.vocab_size) continue;
-    throw Error(ExitCode::kConfig,
-                fmt::format("record {} holds token {} ('{}'), but the model's vocabulary has {} tokens",
-                            dataset.record(i), *largest, inputs.tokenizer.token(*largest), inputs.spec.vocab_size),
-                "the tokenizer belongs to another model: set tokenizer_name to this model's");
+    require_embeddings(inputs, dataset.input_ids(i), "record", dataset.record(i));
+  }
+}
+
+void require_vocabulary(const ModelInputs& inputs, const data::Task& task) {
+  if (inputs.tokenizer.vocab_size() <= inputs.spec.vocab_size) return;
+  for (int64_t i = 0; i < std::ssize(task.items); ++i) {
+    for (const data::ScoredContinuation& choice : task.items[static_cast<size_t>(i)].encodings) {
+      require_embeddings(inputs, choice.input, "item", i);
+      require_embeddings(inputs, choice.continuation, "item", i);
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "config/config.h"
 #include "data/dataset.h"
+#include "data/task.h"
 #include "device/device.h"
 #include "hub/model_folder.h"
 #include "model/decoder.h"
@@ -28,6 +29,9 @@ ModelInputs load_inputs(const config::ModelConfig& model);
 
 /// Throws Error{kConfig} naming the first document with a token that the model has no embedding for.
 void require_vocabulary(const ModelInputs& inputs, const data::TokenDataset& dataset);
+
+/// The same for the items of a task.
+void require_vocabulary(const ModelInputs& inputs, const data::Task& task);
 
 /// bfloat16 or float32.
 at::ScalarType compute_type(const config::TrainingConfig& training);

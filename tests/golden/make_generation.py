@@ -19,21 +19,24 @@ CASES = [
     ("The dog", 40, 1.1),
 ]
 
-# repetition_penalty, temperature, top_k, top_p
+# repetition_penalty, temperature, top_k, top_p, min_p
 PROCESSORS = [
-    (1.0, 1.0, 0, 1.0),
-    (1.3, 1.0, 0, 1.0),
-    (1.0, 0.7, 0, 1.0),
-    (1.0, 1.0, 5, 1.0),
-    (1.0, 1.0, 0, 0.8),
-    (1.2, 0.5, 12, 0.9),
-    (0.8, 2.0, 100, 0.01),
+    (1.0, 1.0, 0, 1.0, 0.0),
+    (1.3, 1.0, 0, 1.0, 0.0),
+    (1.0, 0.7, 0, 1.0, 0.0),
+    (1.0, 1.0, 5, 1.0, 0.0),
+    (1.0, 1.0, 0, 0.8, 0.0),
+    (1.2, 0.5, 12, 0.9, 0.0),
+    (0.8, 2.0, 100, 0.01, 0.0),
+    (1.0, 1.0, 0, 1.0, 0.1),
+    (1.0, 1.0, 0, 1.0, 1.0),
+    (1.2, 1.5, 20, 0.95, 0.05),
 ]
 
 
 def processed(logits, tokens, options):
     """As GenerationMixin._get_logits_processor orders them."""
-    penalty, temperature, top_k, top_p = options
+    penalty, temperature, top_k, top_p, min_p = options
     processors = transformers.LogitsProcessorList()
     if penalty != 1.0:
         processors.append(transformers.RepetitionPenaltyLogitsProcessor(penalty))
@@ -43,6 +46,8 @@ def processed(logits, tokens, options):
         processors.append(transformers.TopKLogitsWarper(top_k))
     if top_p < 1.0:
         processors.append(transformers.TopPLogitsWarper(top_p))
+    if min_p > 0.0:
+        processors.append(transformers.MinPLogitsWarper(min_p))
     values = processors(torch.tensor([tokens]), logits.clone()[None])[0].tolist()
     return [None if value == float("-inf") else value for value in values]
 
@@ -60,6 +65,7 @@ def write_processors():
                 "temperature": options[1],
                 "top_k": options[2],
                 "top_p": options[3],
+                "min_p": options[4],
                 "expected": processed(logits, tokens, options),
             }
             for options in PROCESSORS

@@ -131,6 +131,33 @@ def test_greedy_text_with_an_adapter(fettle, tiny_models, tmp_path):
     assert generate_ours(fettle, model, "One day", max_new_tokens=32, adapter_name_or_path=adapter) == theirs
 
 
+@pytest.mark.parametrize("stops", [["ball"], ["big, r", "zebra"], [" she", " play"], ["ll"]])
+def test_stop_strings(fettle, stops):
+    """transformers keeps what its last token holds after the stop string; the text that is printed ends with it."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(STORIES260K)
+    options = {"stop_strings": stops, "tokenizer": tokenizer, "max_new_tokens": 100}
+    theirs = generate_theirs(STORIES260K, "Once upon a time", **options)
+    end = min(theirs.find(stop) + len(stop) for stop in stops if stop in theirs)
+    assert len(theirs) - end < 8, "they have ended with that token"
+    ours = generate_ours(fettle, STORIES260K, "Once upon a time", max_new_tokens=100, stop_strings=stops)
+    assert ours == theirs[:end]
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "qwen3"])
+def test_a_file_of_prompts(fettle, tiny_models, write_jsonl, tmp_path, family):
+    """20 prompts in batches of 8, of lengths on both sides of the window: what transformers says to each alone."""
+    words = "Tom saw a big dog in the garden and it ran to him so he was very happy all day long".split()
+    prompts = [" ".join(words[i % 7 : i % 7 + 1 + i * 5 % 13]) for i in range(20)]
+    output = tmp_path / "answers.jsonl"
+    file = write_jsonl("prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
+    options = {"max_new_tokens": 24, "raw_prompt": True, "bf16": False}
+    fettle("generate", model_name_or_path=tiny_models(family), prompts_file=file, output=output, **options)
+    answers = read_jsonl(output)
+    assert [answer["prompt"] for answer in answers] == prompts
+    for answer in answers:
+        assert answer["answer"] == generate_theirs(tiny_models(family), answer["prompt"], max_new_tokens=24)
+
+
 def test_sampling_follows_the_seed(fettle):
     def text(**options):
         return generate_ours(fettle, STORIES260K, "Once upon a time", max_new_tokens=60, do_sample=True, **options)

@@ -4,7 +4,9 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include <cmath>
 #include <limits>
@@ -48,6 +50,7 @@ TEST(Sampling, ProcessorsEqualTransformers) {
     options.temperature = expected["temperature"].get<double>();
     options.top_k = expected["top_k"].get<int64_t>();
     options.top_p = expected["top_p"].get<double>();
+    options.min_p = expected["min_p"].get<double>();
     const at::Tensor actual =
         process_logits(at::tensor(all["logits"].get<std::vector<float>>()), all["tokens"].get<Tokens>(), options);
     for (int64_t i = 0; i < actual.numel(); ++i) {
@@ -112,6 +115,9 @@ TEST_F(GenerateTiny, OneCandidateIsGreedy) {
   options.top_k = 0;
   options.top_p = 1e-9;
   EXPECT_EQ(generate(decoder, {1, 2}, options, 1), greedy);
+  options.top_p = 1.0;
+  options.min_p = 1.0;
+  EXPECT_EQ(generate(decoder, {1, 2}, options, 1), greedy);
 }
 
 TEST_F(GenerateTiny, StopsAtAStopTokenAndAtTheCallersWish) {
@@ -122,6 +128,94 @@ TEST_F(GenerateTiny, StopsAtAStopTokenAndAtTheCallersWish) {
   EXPECT_EQ(stopped, Tokens(all.begin(), all.begin() + first));
   int calls = 0;
   EXPECT_EQ(generate(decoder, {1, 2}, options, 0, {{}, [&](int32_t) { return ++calls < 3; }}).size(), 3U);
+}
+
+std::vector<Request> requests_of(const std::vector<Tokens>& prompts) {
+  std::vector<Request> requests;
+  for (const Tokens& prompt : prompts) requests.push_back({prompt, prompt.size(), {}});
+  return requests;
+}
+
+const std::vector<Tokens> kPrompts = {{3, 1, 4, 1, 5, 9, 2, 6}, {7}, {1, 2, 3}, {8, 2, 8, 1, 8, 2, 8, 4, 5, 9, 0, 4}};
+
+TEST(Generate, TogetherIsWhatEachIsAlone) {
+  for (const bool has_window : {false, true}) {
+    json config = testing::tiny_config();
+    if (has_window) config.update({{"model_type", "mistral"}, {"sliding_window", 5}});
+    const TinyModel tiny(config);
+    const Decoder decoder = tiny.load();
+    config::GenerationConfig options;
+    options.max_new_tokens = 25;
+    const std::vector<Tokens> together = generate(decoder, requests_of(kPrompts), options);
+    ASSERT_EQ(together.size(), kPrompts.size());
+    for (size_t i = 0; i < kPrompts.size(); ++i) {
+      EXPECT_EQ(together[i], greedy_without_cache(decoder, kPrompts[i], 25)) << has_window << i;
+    }
+  }
+}
+
+// They end after 1, 5, 2 and 20 tokens: those that go on move up in the cache.
+TEST_F(GenerateTiny, WhoHasEndedDoesNotDisturbTheOthers) {
+  const std::vector<int> lengths = {1, 5, 2, 20};
+  std::vector<Request> requests = requests_of(kPrompts);
+  std::vector<int> counts(kPrompts.size());
+  for (size_t i = 0; i < requests.size(); ++i) {
+    requests[i].stop.on_token = [&counts, &lengths, i](int32_t) { return ++counts[i] < lengths[i]; };
+  }
+  const std::vector<Tokens> together = generate(decoder, requests, options);
+  for (size_t i = 0; i < kPrompts.size(); ++i) {
+    EXPECT_EQ(together[i], greedy_without_cache(decoder, kPrompts[i], lengths[i])) << i;
+  }
+}
+
+TEST_F(GenerateTiny, EachSamplesFromItsOwnSeed) {
+  options.do_sample = true;
+  options.temperature = 3.0;
+  const std::vector<Tokens> together = generate(decoder, requests_of(kPrompts), options);
+  for (size_t i = 0; i < kPrompts.size(); ++i) {
+    EXPECT_EQ(together[i], generate(decoder, kPrompts[i], options, kPrompts[i].size())) << i;
+  }
+  const std::vector<Tokens> twins = generate(decoder, {Request{{1, 2}, 7, {}}, Request{{1, 2}, 8, {}}}, options);
+  EXPECT_NE(twins[0], twins[1]);
+}
+
+TEST_F(GenerateTiny, ADialogueReusesWhatItsTurnsHaveInCommon) {
+  Dialogue dialogue(decoder);
+  Tokens prompt = {3, 1, 4, 1, 5};
+  const Tokens first = dialogue.generate({prompt, 0, {}}, options);
+  EXPECT_EQ(first, generate(decoder, prompt, options, 0));
+  EXPECT_EQ(dialogue.reused(), 0);
+  prompt.insert(prompt.end(), first.begin(), first.end());
+  prompt.insert(prompt.end(), {9, 2, 6});
+  EXPECT_EQ(dialogue.generate({prompt, 0, {}}, options), generate(decoder, prompt, options, 0));
+  EXPECT_EQ(dialogue.reused(), 24);  // all but the last of the 25, whose keys nobody needed
+  prompt[10] = prompt[10] == 1 ? 2 : 1;
+  EXPECT_EQ(dialogue.generate({prompt, 0, {}}, options), generate(decoder, prompt, options, 0));
+  EXPECT_EQ(dialogue.reused(), 10);
+  const Tokens again(prompt.begin(), prompt.begin() + 4);
+  EXPECT_EQ(dialogue.generate({again, 0, {}}, options), generate(decoder, again, options, 0));
+  EXPECT_EQ(dialogue.reused(), 3);
+}
+
+TEST_F(GenerateTiny, TheCacheKeepsTheDocumentsThatItIsToldTo) {
+  KvCache cache(decoder.spec(), 4, at::kFloat, 3);
+  const std::vector<int32_t> boundaries = {0, 1, 3, 6};
+  const at::Tensor values = at::arange(6 * 2 * 8, at::kFloat).view({6, 2, 8});
+  for (int64_t layer = 0; layer < 3; ++layer) cache.append(layer, values, values + 1, boundaries);
+  cache.advance(boundaries);
+  cache.retain({0, 2});
+  ASSERT_EQ(cache.documents(), 2);
+  EXPECT_EQ(cache.length(1), 3);
+  cache.reserve(9);
+  EXPECT_EQ(cache.capacity(), 9);
+  const at::Tensor kept = cache.keys(2).select(0, 1).narrow(1, 0, 3).transpose(0, 1);
+  EXPECT_TRUE(kept.equal(values.narrow(0, 3, 3)));
+  EXPECT_TRUE(cache.values(0).select(0, 1).narrow(1, 0, 3).transpose(0, 1).equal(values.narrow(0, 3, 3) + 1));
+  EXPECT_TRUE(cache.values(0).isfinite().all().item<bool>());
+  cache.truncate(1, 2);
+  EXPECT_EQ(cache.length(1), 2);
+  EXPECT_THROW(cache.truncate(1, 3), c10::Error);
+  EXPECT_THROW(cache.append(0, at::zeros({9, 2, 8}), at::zeros({9, 2, 8}), {0, 9, 9}), c10::Error) << "1 + 9";
 }
 
 TEST_F(GenerateTiny, LogitsThatAreNotFiniteEndIt) {

@@ -95,6 +95,37 @@ TEST(AttentionWithPast, EqualsTheLastRowsOfTheWhole) {
   }
 }
 
+// Three documents in a store with room for 40 tokens each, what lies past their ends far from zero.
+TEST(AttentionOfLast, EqualsEachDocumentByItself) {
+  const std::vector<int64_t> lengths = {33, 1, 12};
+  for (const int64_t window : {0, 6, 20}) {
+    const AttentionSpec spec{.scale = 0.25, .window = window};
+    const at::Tensor q = random({3, 4, 16}).to(at::kFloat);
+    const at::Tensor k = random({3, 2, 40, 16}).to(at::kFloat);
+    const at::Tensor v = random({3, 2, 40, 16}).to(at::kFloat);
+    for (int64_t i = 0; i < 3; ++i) {
+      for (const at::Tensor& all : {k, v})
+        all.select(0, i).narrow(1, lengths[static_cast<size_t>(i)], 40 - lengths[static_cast<size_t>(i)]).fill_(1e4);
+    }
+    const at::Tensor together = attention_of_last(q, k, v, spec, lengths);
+    for (int64_t i = 0; i < 3; ++i) {
+      const auto own = [&](const at::Tensor& all) {
+        return all.select(0, i).narrow(1, 0, lengths[static_cast<size_t>(i)]).transpose(0, 1);
+      };
+      testing::expect_close(together.narrow(0, i, 1), attention_with_past(q.narrow(0, i, 1), own(k), own(v), spec),
+                            testing::tolerance(at::kFloat), std::to_string(i));
+    }
+  }
+}
+
+TEST(AttentionOfLast, RefusesLengthsThatAreNotThere) {
+  const at::Tensor q = random({2, 4, 16}).to(at::kFloat);
+  const at::Tensor k = random({2, 2, 8, 16}).to(at::kFloat);
+  for (const auto& lengths : std::vector<std::vector<int64_t>>{{}, {8}, {9, 1}, {0, 8}}) {
+    EXPECT_THROW(attention_of_last(q, k, k, {}, lengths), c10::Error);
+  }
+}
+
 TEST(Attention, RefusesBoundariesThatDoNotCoverTheTokens) {
   const at::Tensor x = random({8, 1, 16}).to(at::kFloat);
   for (const auto& boundaries : std::vector<std::vector<int32_t>>{{}, {0}, {0, 7}, {1, 8}, {0, 6, 5, 8}}) {
