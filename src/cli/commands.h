@@ -16,6 +16,7 @@ int evaluate(const Arguments& arguments);
 int generate(const Arguments& arguments);
 int preprocess(const Arguments& arguments);
 int quantize(const Arguments& arguments);
+int merge(const Arguments& arguments);
 int verify(const Arguments& arguments);
 int download(const Arguments& arguments);
 

@@ -80,7 +80,7 @@ def fettle(program_cache):
     program = Program(find_program("fettle"), program_cache)
 
     def run(command, *arguments, **options):
-        if command in ("train", "eval", "generate"):
+        if command in ("train", "eval", "generate", "merge"):
             options = {"num_threads": THREADS, "device": DEVICE, **options}
         return program(command, *arguments, **options)
 
