@@ -2,6 +2,7 @@
 """`fettle merge` against PEFT's merge_and_unload, add_weighted_adapter and save_pretrained, and what it refuses."""
 
 import copy
+import hashlib
 import json
 import shutil
 import signal
@@ -116,6 +117,7 @@ def test_equals_peft_in_float32(fettle, tiny_models, tmp_path, records, case):
     assert config["tie_word_embeddings"] == json.loads((tmp_path / "theirs/config.json").read_text())["tie_word_embeddings"]
     once, again = (eval_logits(fettle, tmp_path / "ours", records, tmp_path / name) for name in ("1", "2"))
     assert all(torch.equal(once[name], again[name]) for name in once)
+    assert fettle("verify", tmp_path / "ours").stdout.count(str(tmp_path / "ours")) == 4
 
 
 def test_an_embedding_alone_that_is_saved_whole_leaves_the_head_as_it_was(fettle, tiny_models, tmp_path, monkeypatch):
@@ -358,3 +360,92 @@ def test_a_signal_ends_it_without_a_model(tmp_path, pair):
     assert running.returncode == 75
     assert (tmp_path / "out/model.safetensors").exists()
     assert not (tmp_path / "out/config.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# fettle verify
+
+
+def test_verify_tells_a_model_from_a_damaged_one(fettle, tmp_path, pair):
+    base, adapter = pair
+    out = tmp_path / "out"
+    merge(fettle, base, out, adapter)
+    lines = fettle("verify", out).stdout.splitlines()
+    assert [words in line for words, line in zip(
+        ("all as written", "tensors, with the names and shapes of config.json", "all finite", "logits in float32 differ"),
+        lines, strict=True)] == [True] * 4
+    whole = tensors(out)
+
+    def damaged(change, words):
+        """Someone changed the weights, and made a manifest of that."""
+        changed = {name: tensor.clone() for name, tensor in whole.items()}
+        change(changed)
+        safetensors.torch.save_file(changed, out / "model.safetensors", {"format": "pt"})
+        probe = (out / "probe.safetensors").read_bytes()
+        fettle("verify", "--write", out, expect=None)  # of what cannot be loaded it makes no probe
+        (out / "probe.safetensors").write_bytes(probe)
+        (out / "manifest.sha256").write_text(manifest(out))
+        said = fettle("verify", out, expect=BROKEN)
+        assert words in said.stderr.splitlines()[-1]
+        return said.stdout.count("\n")
+
+    def set_value(name, value):
+        def change(tensors):
+            tensors[name].view(-1)[5] = value
+        return change
+
+    assert damaged(lambda found: found.pop("model.norm.weight"), "missing model.norm.weight") == 1
+    assert damaged(lambda found: found.update(other=torch.zeros(2)), "unknown other") == 1
+    assert damaged(set_value("model.layers.2.mlp.up_proj.weight", float("inf")), "holds NaN or infinity") == 2
+    assert damaged(set_value("model.layers.0.mlp.down_proj.weight", 3.0), "logits in float32 differ") == 3
+
+
+def manifest(folder):
+    """manifest.sha256 by hand, so that a probe of other weights can be in it."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.sha256")
+    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
+
+
+def test_verify_of_an_adapter_needs_its_base(fettle, tmp_path, tiny_models, pair):
+    base, adapter = pair
+    assert "wrote" in fettle("verify", "--write", adapter).stdout
+    assert (adapter / "probe.safetensors").exists()
+    assert "logits in float32 differ" in fettle("verify", adapter).stdout  # its adapter_config.json names the base
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/model"}))
+    (adapter / "manifest.sha256").write_text(manifest(adapter))
+    said = fettle("verify", adapter).stdout
+    assert "not checked: the base org/model is not here; give --model_name_or_path" in said
+    assert "logits were not compared" in said
+    assert "tolerance" in fettle("verify", adapter, model_name_or_path=base).stdout
+    other = shutil.copytree(base, tmp_path / "other")
+    weights = safetensors.torch.load_file(other / "model.safetensors")
+    weights["model.norm.weight"] *= 1.01
+    safetensors.torch.save_file(weights, other / "model.safetensors", {"format": "pt"})
+    said = fettle("verify", adapter, model_name_or_path=other, expect=BROKEN).stderr
+    assert "the base is another one" in said
+    fettle("verify", adapter, model_name_or_path=tiny_models("qwen3"), expect=BROKEN)
+
+
+def test_verify_says_what_it_cannot_check(fettle, tmp_path, pair):
+    base, _ = pair
+    strange = shutil.copytree(base, tmp_path / "strange")
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    assert "wrote no probe.safetensors" in fettle("verify", "--write", strange).stdout
+    said = fettle("verify", strange).stdout
+    assert "were not checked" in said and "mamba" in said and "there is no probe.safetensors" in said
+
+
+def test_verify_refuses_a_probe_that_is_none(fettle, tmp_path, pair):
+    base = shutil.copytree(pair[0], tmp_path / "base")
+    for content in (b"", b"\x08" + bytes(7) + b"{}      "):
+        (base / "probe.safetensors").write_bytes(content)
+        (base / "manifest.sha256").write_text(manifest(base))
+        assert "probe.safetensors" in fettle("verify", base, expect=BROKEN).stderr
+    for tokens, logits in (([[1]], 512), ([1] * 65, 512), ([512], 512), ([-1], 512), ([1], 511), ([], 512)):
+        safetensors.torch.save_file(
+            {"tokens": torch.tensor(tokens, dtype=torch.int64), "logits": torch.zeros(logits)},
+            base / "probe.safetensors", {"format": "fettle probe 1"})
+        (base / "manifest.sha256").write_text(manifest(base))
+        fettle("verify", base, expect=BROKEN)
