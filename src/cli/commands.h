@@ -18,6 +18,7 @@ int benchmark(const Arguments& arguments);
 int chat(const Arguments& arguments);
 int preprocess(const Arguments& arguments);
 int quantize(const Arguments& arguments);
+int merge(const Arguments& arguments);
 int verify(const Arguments& arguments);
 int download(const Arguments& arguments);
 

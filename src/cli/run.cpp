@@ -53,6 +53,8 @@ constexpr Command kCommands[] = {
      "use a smaller calibration_length or fewer calibration_samples"},
     {"preprocess", "Show and write the exact records, tokens and masks that training uses.", preprocess,
      "use a smaller preprocessing_num_workers, or shorter records"},
+    {"merge", "Add adapters into their base: one ordinary model.", merge,
+     "set verify_saved_model=false: the comparison holds the model in float32"},
     {"verify", "Whether a folder's files are what was written: DIR, or --write DIR.", verify, ""},
     {"download", "Fetch the model, tokenizer, adapter and records that a configuration names.", download,
      "give it more memory"},

@@ -124,11 +124,15 @@ std::vector<Option> output_options() {
        .choices_or_file = true},
       {.name = "verify_saved_model",
        .slot = slot<&OutputConfig::verify_saved_model>,
-       .help = "Read the saved result back and compare its loss before reporting success.",
-       .commands = kTrain},
+       .help = "Read the saved result back and compare its loss before reporting success; of a merged model its logits "
+               "with "
+               "those of base and adapters.",
+       .commands = kTrain | kMerge},
       {.name = "max_shard_size",
        .slot = slot<&OutputConfig::max_shard_size>,
-       .help = "Largest safetensors file of a fully fine-tuned, merged or quantized model.",
+       .help =
+           "Largest safetensors file of a fully fine-tuned, merged or quantized model. With the default a merged model "
+           "has its base's files.",
        .commands = kTrain | kMerge | kQuantize,
        .text_format = TextFormat::kBytes},
       {.name = "log_level",

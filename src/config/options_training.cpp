@@ -118,7 +118,7 @@ std::vector<Option> loop_options() {
       {.name = "bf16",
        .slot = slot<&TrainingConfig::bf16>,
        .help = "Compute in bfloat16 with float32 master weights; false: all in float32.",
-       .commands = kCompute},
+       .commands = kCompute & ~kMerge},
       {.name = "gradient_checkpointing",
        .slot = slot<&TrainingConfig::gradient_checkpointing>,
        .help = "Recompute the layers' activations in the backward pass to save memory.",

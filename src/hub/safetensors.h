@@ -56,4 +56,8 @@ void write_model_safetensors(const std::filesystem::path& folder, std::span<cons
 void write_model_safetensors(const std::filesystem::path& folder, std::span<const TensorView> tensors,
                              uint64_t max_shard_size, const TensorBytes& bytes);
 
+/// The same in the files that `files` names for each tensor, whatever their size.
+void write_model_safetensors(const std::filesystem::path& folder, std::span<const TensorView> tensors,
+                             const std::map<std::string, std::string>& files, const TensorBytes& bytes);
+
 }  // namespace fettle::hub

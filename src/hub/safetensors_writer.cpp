@@ -28,6 +28,9 @@ namespace {
 
 using nlohmann::ordered_json;
 
+constexpr const char* kSingle = "model.safetensors";
+constexpr const char* kIndex = "model.safetensors.index.json";
+
 size_t byte_count(const TensorView& view) {
   return static_cast<size_t>(element_count(view) * block_layout(view.dtype).bytes);
 }
@@ -130,6 +133,32 @@ void write_and_hash(std::span<const std::byte> bytes, AtomicFile& file, Blake3& 
   }
 }
 
+/// Each file with its tensors, and the index unless there is one file of the name that needs none.
+void write_files(const fs::path& folder, const std::map<std::string, std::vector<TensorView>>& files,
+                 const TensorBytes& bytes) {
+  const std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  std::set<std::string> kept;
+  nlohmann::json weight_map;
+  int64_t parameters = 0;
+  uint64_t sum = 0;
+  for (const auto& [name, tensors] : files) {
+    write_safetensors(folder / name, tensors, metadata, bytes);
+    kept.insert(name);
+    for (const TensorView& view : tensors) {
+      weight_map[view.name] = name;
+      parameters += element_count(view);
+      sum += byte_count(view);
+    }
+  }
+  if (kept != std::set<std::string>{kSingle}) {
+    const nlohmann::json index = {{"metadata", {{"total_parameters", parameters}, {"total_size", sum}}},
+                                  {"weight_map", weight_map}};
+    write_file(folder / kIndex, index.dump(2) + "\n");
+    kept.insert(kIndex);
+  }
+  remove_stale(folder, kept);
+}
+
 }  // namespace
 
 std::string write_safetensors(const fs::path& path, std::span<const TensorView> tensors,
@@ -163,31 +192,18 @@ void write_model_safetensors(const fs::path& folder, std::span<const TensorView>
 
 void write_model_safetensors(const fs::path& folder, std::span<const TensorView> tensors, uint64_t max_shard_size,
                              const TensorBytes& bytes) {
-  const std::map<std::string, std::string> metadata = {{"format", "pt"}};
   const auto shards = split(tensors, max_shard_size);
-  if (shards.size() == 1) {
-    write_safetensors(folder / "model.safetensors", tensors, metadata, bytes);
-    return remove_stale(folder, {"model.safetensors"});
-  }
-  constexpr const char* kIndex = "model.safetensors.index.json";
-  std::set<std::string> kept = {kIndex};
-  nlohmann::json weight_map;
-  int64_t parameters = 0;
-  uint64_t sum = 0;
-  for (size_t i = 0; i < shards.size(); ++i) {
-    const std::string name = shard_name(i, shards.size());
-    write_safetensors(folder / name, shards[i], metadata, bytes);
-    kept.insert(name);
-    for (const TensorView& view : shards[i]) {
-      weight_map[view.name] = name;
-      parameters += element_count(view);
-      sum += byte_count(view);
-    }
-  }
-  const nlohmann::json index = {{"metadata", {{"total_parameters", parameters}, {"total_size", sum}}},
-                                {"weight_map", weight_map}};
-  write_file(folder / kIndex, index.dump(2) + "\n");
-  remove_stale(folder, kept);
+  std::map<std::string, std::vector<TensorView>> files;
+  for (size_t i = 0; i < shards.size(); ++i)
+    files[shards.size() == 1 ? kSingle : shard_name(i, shards.size())] = shards[i];
+  write_files(folder, files, bytes);
+}
+
+void write_model_safetensors(const fs::path& folder, std::span<const TensorView> tensors,
+                             const std::map<std::string, std::string>& files, const TensorBytes& bytes) {
+  std::map<std::string, std::vector<TensorView>> shards;
+  for (const TensorView& view : tensors) shards[files.at(view.name)].push_back(view);
+  write_files(folder, shards, bytes);
 }
 
 }  // namespace fettle::hub

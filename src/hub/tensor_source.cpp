@@ -103,4 +103,16 @@ TensorSource TensorSource::open_gguf(const GgufFile& file) {
   return {{file.mapping()}, file.model_tensors()};
 }
 
+std::map<std::string, std::string> weight_files(const fs::path& folder) {
+  const TensorSource source = TensorSource::open_safetensors(folder);
+  if (!path_exists(folder / kSingle)) return parse_safetensors_index(read_file(folder / kIndex), kIndex);
+  std::map<std::string, std::string> files;
+  for (const TensorView& view : source.tensors()) files[view.name] = kSingle;
+  return files;
+}
+
+bool has_weights(const fs::path& folder) {
+  return path_exists(folder / kSingle) || path_exists(folder / kIndex);
+}
+
 }  // namespace fettle::hub

@@ -37,4 +37,10 @@ class TensorSource {
   std::map<std::string, size_t, std::less<>> index_;
 };
 
+/// Tensor → file of a folder with model.safetensors or an index. Throws as open_safetensors.
+std::map<std::string, std::string> weight_files(const std::filesystem::path& folder);
+
+/// Whether a folder has safetensors weights of a model, in one file or with an index.
+bool has_weights(const std::filesystem::path& folder);
+
 }  // namespace fettle::hub

@@ -27,11 +27,6 @@ std::string module_of(const Parameter& parameter) {
   return parameter.name().substr(0, parameter.name().rfind('.'));
 }
 
-double scaling(const hub::AdapterConfig& config) {
-  const auto rank = static_cast<double>(config.r);
-  return config.lora_alpha / (config.use_rslora ? std::sqrt(rank) : rank);
-}
-
 TensorShape shape_of_a(const Linear& layer, int64_t rank) {
   return {layer.name + ".lora_A.weight", {rank, layer.weight.stored().size(1)}};
 }
@@ -73,7 +68,7 @@ LoraTargets install(DecoderImpl& model, const hub::AdapterConfig& config, const 
     }
   }
   model.adapter = config;
-  model.lora_scaling = scaling(config);
+  model.lora_scaling = lora_scaling(config);
   const bool all_linear = module_selection({config.target_modules.pattern}).pattern == kAllLinear;
   if (all_linear) {
     model.adapter->target_modules = {.names = targets.leaf_names(), .pattern = {}};

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <functional>
 #include <numeric>
 #include <regex>
@@ -148,6 +149,11 @@ hub::AdapterConfig adapter_config(const config::LoraConfig& config) {
           .modules_to_save = config.lora_modules_to_save,
           .base_model_name_or_path = {},
           .revision = {}};
+}
+
+double lora_scaling(const hub::AdapterConfig& config) {
+  const auto rank = static_cast<double>(config.r);
+  return config.lora_alpha / (config.use_rslora ? std::sqrt(rank) : rank);
 }
 
 std::vector<TensorShape> expected_adapter_tensors(const DecoderSpec& spec, const hub::AdapterConfig& config) {

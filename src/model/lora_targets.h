@@ -47,6 +47,9 @@ struct LoraTargets {
 /// shares with it.
 LoraTargets select_targets(const ModuleNames& modules, const hub::AdapterConfig& config);
 
+/// What an adapter's B·A is multiplied by: lora_alpha / r, or / √r.
+double lora_scaling(const hub::AdapterConfig& config);
+
 /// What PEFT puts before a module's name in an adapter's file.
 inline constexpr const char* kPeftPrefix = "base_model.model.";
 

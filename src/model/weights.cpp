@@ -8,6 +8,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <set>
 
 #include "base/error.h"
@@ -92,6 +94,20 @@ std::vector<TensorShape> stored_tensors(const DecoderSpec& spec, const hub::Tens
     if (parts.empty()) stored.push_back(std::move(tensor));
   }
   return stored;
+}
+
+bool is_finite(const hub::TensorView& view) {
+  const int64_t count = hub::element_count(view);
+  std::atomic<bool> finite = true;
+  at::parallel_for(0, (count + kConversionBlock - 1) / kConversionBlock, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> buffer;
+    for (int64_t i = begin; i < end && finite; ++i) {
+      buffer.resize(static_cast<size_t>(std::min(kConversionBlock, count - i * kConversionBlock)));
+      hub::read_floats(view, buffer, i * kConversionBlock);
+      if (!std::ranges::all_of(buffer, [](float value) { return std::isfinite(value); })) finite = false;
+    }
+  });
+  return finite;
 }
 
 void check_names(const hub::TensorSource& source, const std::vector<TensorShape>& expected, bool tied_embeddings,

@@ -24,6 +24,9 @@ at::Tensor read_tensor(const std::shared_ptr<const hub::TensorSource>& source, c
 /// expected_tensors(spec) as `source` has them: those of the layout in place of each matrix that it holds in few bits.
 std::vector<TensorShape> stored_tensors(const DecoderSpec& spec, const hub::TensorSource& source);
 
+/// Whether a tensor of a floating-point type holds neither NaN nor infinity; read in pieces, by all threads.
+bool is_finite(const hub::TensorView& view);
+
 /// Throws Error{kData} naming up to five tensors that `source` lacks, that `expected` does not know, or whose shapes
 /// differ. `what` is how the message calls the source. A missing "tolerated" tensor is not an error: names whose
 /// content the model computes itself (rotary_emb.inv_freq) or has already (a tied lm_head.weight).

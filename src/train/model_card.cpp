@@ -38,6 +38,14 @@ std::string base_name(const config::Config& config) {
   return std::filesystem::exists(base, failure) ? base.filename().string() : base.string();
 }
 
+std::string results_table(const nlohmann::ordered_json& results) {
+  std::string table = "## Results\n\n| measure | value |\n|---|---|\n";
+  for (const auto& [name, value] : results.items()) {
+    if (value.is_primitive()) table += fmt::format("| {} | {} |\n", name, value.dump());
+  }
+  return table;
+}
+
 std::string usage(const config::Config& config) {
   const std::string here = "path/to/this/folder";
   if (!config.lora.use_peft) return fmt::format("fettle generate --model_name_or_path={} --prompt=\"...\"\n", here);
@@ -68,11 +76,26 @@ std::string model_card(const config::Config& config, const nlohmann::ordered_jso
   const std::string data =
       config.data.train_file.empty() ? config.data.dataset_name : file_names(config.data.train_file);
   if (!data.empty()) card += fmt::format("Trained on {} with Fettle.\n\n", data);
-  card += "## Results\n\n| measure | value |\n|---|---|\n";
-  for (const auto& [name, value] : results.items()) card += fmt::format("| {} | {} |\n", name, value.dump());
+  card += results_table(results);
   card += "\n## Options that differ from the defaults\n\n| option | value |\n|---|---|\n" + changed_options(config);
   card += "\n## Use\n\n```\n" + usage(config) + "```\n";
   return card;
+}
+
+std::string merged_model_card(const config::Config& config, const nlohmann::ordered_json& results) {
+  const std::string base = base_name(config);
+  std::string card = "---\n";
+  card += fmt::format("base_model: {}\nbase_model_relation: merge\n", nlohmann::json(base).dump());
+  card += "library_name: transformers\ntags: [fettle, merge]\npipeline_tag: text-generation\n---\n\n";
+  card += fmt::format("# {} with adapters merged into it\n\n| adapter | weight |\n|---|---|\n", base);
+  for (const nlohmann::ordered_json& adapter : results.at("merged_adapters")) {
+    const std::filesystem::path name = adapter.at("adapter").get<std::string>();
+    std::error_code failure;
+    const bool is_folder = std::filesystem::exists(name, failure);
+    card += fmt::format("| {} | {} |\n", (is_folder ? name.filename() : name).string(), adapter.at("weight").dump());
+  }
+  card += "\n" + results_table(results) + "\n## Use\n\n```\n";
+  return card + "fettle generate --model_name_or_path=path/to/this/folder --prompt=\"...\"\n```\n";
 }
 
 }  // namespace fettle::train

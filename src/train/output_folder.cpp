@@ -19,6 +19,7 @@
 #include "hub/json.h"
 #include "hub/path.h"
 #include "train/checkpoint.h"
+#include "train/probe.h"
 #include "train/profile.h"
 #include "train/save.h"
 #include "train/state.h"
@@ -92,16 +93,6 @@ std::vector<std::string> explain_difference(const nlohmann::json& stored, const 
   const bool has_weights = stored.is_object() && stored.contains("model") && current.contains("model");
   if (has_weights && stored["model"] != current["model"]) found.emplace_back("the base model's weights");
   return found;
-}
-
-/// Whether the folder holds nothing but what volumes put there themselves.
-bool is_empty_folder(const fs::path& folder) {
-  if (!hub::path_exists(folder)) return true;
-  for (const fs::path& entry : hub::list_folder(folder)) {
-    const std::string name = entry.filename().string();
-    if (name != "lost+found" && !name.starts_with('.')) return false;
-  }
-  return true;
 }
 
 nlohmann::json identity_in(const nlohmann::json& state) {
@@ -389,6 +380,7 @@ void begin_run(const config::Config& config, const nlohmann::json& identity, con
   const fs::path folder = config.output.output_dir;
   make_directories(folder);
   remove_stale_temporaries(folder);
+  fs::remove(folder / kProbeFile);  // of what the run will replace
   if (!start.keeps_folder) remove_earlier_run(folder, starts_in_place(config));
   write_run_file(folder, identity, false);
 }
@@ -401,7 +393,7 @@ FolderLock::FolderLock(const fs::path& folder) {
   make_directories(folder);
   lock_.emplace(folder / kLockFile);
   if (lock_->try_lock()) return;
-  throw Error(ExitCode::kUnavailable, fmt::format("another process is training in output_dir {}", folder.string()),
+  throw Error(ExitCode::kUnavailable, fmt::format("another process is at work in output_dir {}", folder.string()),
               "wait until it ends, or give this run its own output_dir");
 }
 
@@ -416,6 +408,15 @@ void require_in_place(const fs::path& output_dir) {
 bool holds_run(const fs::path& folder) {
   std::error_code failure;
   return fs::exists(folder / kRunFile, failure);
+}
+
+bool is_empty_folder(const fs::path& folder) {
+  if (!hub::path_exists(folder)) return true;
+  for (const fs::path& entry : hub::list_folder(folder)) {
+    const std::string name = entry.filename().string();
+    if (name != "lost+found" && !name.starts_with('.')) return false;
+  }
+  return true;
 }
 
 fs::path event_folder(const config::Config& config) {

@@ -51,7 +51,7 @@ void begin_run(const config::Config& config, const nlohmann::json& identity, con
 /// Notes that the run is complete.
 void finish_run(const std::filesystem::path& output_dir, const nlohmann::json& identity);
 
-/// One process at a time trains in a folder: the others would overwrite its checkpoints.
+/// One process at a time writes a result in a folder: the others would overwrite it and its checkpoints.
 class FolderLock {
  public:
   /// Makes the folder. Throws Error{kUnavailable} if another process holds its lock, {kIo} or {kPermission} if nothing
@@ -65,6 +65,9 @@ class FolderLock {
 /// Throws Error{kIo} if output_dir no longer holds the run that began there: its volume was unmounted, or the folder
 /// was removed. What lies beneath a mount point would take a checkpoint without complaint.
 void require_in_place(const std::filesystem::path& output_dir);
+
+/// Whether the folder holds nothing but what volumes put there themselves; also if it is not there.
+bool is_empty_folder(const std::filesystem::path& folder);
 
 /// Whether the folder holds a run already, so that looking for a starting point needs its lock.
 bool holds_run(const std::filesystem::path& folder);

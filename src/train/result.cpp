@@ -76,6 +76,10 @@ void write_results(const config::Config& config, const TrainingState& state, con
   write_file(folder / "README.md", model_card(config, results));
   write_file(folder / "all_results.json", results.dump(2) + '\n');
   const SectionMark hashing(Section::kSave, hub::kChecksumFile);
+  write_manifest(folder);
+}
+
+void write_manifest(const std::filesystem::path& folder) {
   hub::write_checksums(folder, result_files(folder));
 }
 

@@ -4,6 +4,7 @@
 
 #include <c10/core/Device.h>
 
+#include <filesystem>
 #include <optional>
 
 #include "config/config.h"
@@ -22,6 +23,10 @@ struct Evaluations {
 /// Throws Error{kIo} or {kPermission}.
 void write_results(const config::Config& config, const TrainingState& state, const Evaluations& evaluations,
                    at::Device device);
+
+/// manifest.sha256 of a result, without what says how the run stands and what has a manifest of its own. Throws
+/// Error{kIo} or {kPermission}.
+void write_manifest(const std::filesystem::path& folder);
 
 /// Logs where the result is and how to try it.
 void announce_result(const config::Config& config);

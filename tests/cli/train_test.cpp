@@ -321,7 +321,7 @@ TEST(Train, ASecondProcessInTheFolderIsRefused) {
   const train::FolderLock lock(folder / "out");
   const Result result = run_program(arguments);
   EXPECT_EQ(result.code, code(ExitCode::kUnavailable)) << result.err;
-  EXPECT_THAT(result.error(), HasSubstr("another process is training"));
+  EXPECT_THAT(result.error(), HasSubstr("another process is at work"));
   EXPECT_FALSE(fs::exists(folder / "out" / "run.json"));
 }
 

@@ -80,7 +80,7 @@ def fettle(program_cache):
     program = Program(find_program("fettle"), program_cache)
 
     def run(command, *arguments, **options):
-        if command in ("train", "eval", "generate", "chat", "benchmark"):
+        if command in ("train", "eval", "generate", "chat", "benchmark", "merge", "quantize"):
             options = {"num_threads": THREADS, "device": DEVICE, **options}
         return program(command, *arguments, **options)
 

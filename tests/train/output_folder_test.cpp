@@ -9,6 +9,7 @@
 #include "hub/adapter.h"
 #include "hub/safetensors.h"
 #include "train/checkpoint.h"
+#include "train/probe.h"
 #include "train/state.h"
 #include "train/tensor_file.h"
 #include "train/tiny.h"
@@ -379,6 +380,14 @@ TEST(BeginRun, KeepsTheAdapterThatItStartsFrom) {
     EXPECT_EQ(fs::exists(folder.path() / "adapter_model.safetensors"), in_place);
     EXPECT_EQ(fs::exists(folder.path() / "adapter_config.json"), in_place);
   }
+}
+
+TEST(BeginRun, RemovesAProbeOfWhatItWillReplace) {
+  const TemporaryFolder folder;
+  const config::Config config = some_config(folder.path());
+  folder.write(kProbeFile, "of an earlier adapter");
+  begin_run(config, run_identity(config, "data"), {.keeps_folder = true});
+  EXPECT_FALSE(fs::exists(folder.path() / kProbeFile));
 }
 
 TEST(FolderLock, HoldsOneProcessAtATime) {

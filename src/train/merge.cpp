@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/merge.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "config/value.h"
+#include "hub/checksums.h"
+#include "hub/path.h"
+#include "hub/safetensors.h"
+#include "train/inputs.h"
+#include "train/merge_check.h"
+#include "train/merged_weights.h"
+#include "train/model_card.h"
+#include "train/output_folder.h"
+#include "train/probe.h"
+#include "train/result.h"
+#include "train/save.h"
+#include "train/training_inputs.h"
+
+namespace fettle::train {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kScratchFile = ".adapters.safetensors";
+
+ModelInputs load_base(const config::ModelConfig& model) {
+  hub::ModelFolder base = hub::resolve_model(model);
+  if (!base.config.value("quantization_config", nlohmann::json()).is_null()) {
+    throw Error(ExitCode::kConfig,
+                fmt::format("model_name_or_path: {} is quantised, and its weights cannot be added to",
+                            model.model_name_or_path),
+                "merge into the model that it was made from, then quantize the result");
+  }
+  return load_inputs(model);
+}
+
+/// output_dir is new, empty, or may be replaced: an earlier model there, but neither a run nor what is read.
+void require_free(const config::Config& config, const std::vector<AdapterName>& adapters) {
+  const fs::path folder = config.output.output_dir;
+  std::vector<std::string> inputs = {config.model.model_name_or_path, config.model.tokenizer_name,
+                                     config.model.config_name};
+  for (const AdapterName& adapter : adapters) inputs.push_back(adapter.name);
+  for (const std::string& input : inputs) {
+    std::error_code failure;
+    if (input.empty() || !fs::equivalent(input, folder, failure)) continue;
+    throw Error(ExitCode::kConfig, fmt::format("output_dir {} is read by this merge", folder.string()),
+                "choose another output_dir");
+  }
+  if (is_empty_folder(folder)) return;
+  if (holds_run(folder) || hub::path_exists(folder / "adapter_config.json")) {
+    throw Error(ExitCode::kConfig, fmt::format("output_dir {} holds a training run", folder.string()),
+                "choose another output_dir");
+  }
+  if (config.output.overwrite_output_dir) return;
+  throw Error(ExitCode::kConfig, fmt::format("output_dir {} is not empty", folder.string()),
+              "choose another output_dir, or set overwrite_output_dir to replace the model there");
+}
+
+/// config.json goes first: without it nothing there is taken for a model.
+void remove_earlier_model(const fs::path& folder) {
+  for (const char* name : {"config.json", hub::kChecksumFile, "all_results.json", kProbeFile, kScratchFile}) {
+    fs::remove(folder / name);
+  }
+  remove_stale_temporaries(folder);
+}
+
+void write_weights(const config::Config& config, const hub::ModelFolder& base, MergedWeights& weights) {
+  const fs::path folder = config.output.output_dir;
+  const hub::TensorBytes bytes = [&weights](const hub::TensorView& view) { return weights.bytes(view); };
+  const std::string& limit = config.output.max_shard_size;
+  if (base.is_gguf || limit != config::OutputConfig().max_shard_size) {
+    const auto most = static_cast<uint64_t>(config::parse_bytes(limit).value());
+    return hub::write_model_safetensors(folder, weights.views(), most, bytes);
+  }
+  std::map<std::string, std::string> files = hub::weight_files(base.path);
+  if (weights.unties()) files.try_emplace("lm_head.weight", files.at("model.embed_tokens.weight"));
+  hub::write_model_safetensors(folder, weights.views(), files, bytes);
+}
+
+/// The validation records, else those to train on; none if no records are named.
+std::optional<data::TokenDataset> read_records(const config::Config& config, const text::Tokenizer& tokenizer) {
+  const config::DataConfig& data = config.data;
+  const bool has_train = !data.train_file.empty() || !data.dataset_name.empty();
+  if (!has_train && data.validation_file.empty()) return std::nullopt;
+  const data::PreparedData prepared = data::prepare(data, tokenizer, has_train, config.model.cache_dir);
+  return prepared.validation ? prepared.validation : prepared.train;
+}
+
+/// One merge. Members are what several of its stages need.
+class Merging {
+ public:
+  Merging(const config::Config& config, at::Device device)
+      : config_(config), device_(device), inputs_(load_base(config.model)), folder_(config.output.output_dir) {}
+  nlohmann::ordered_json run();
+
+ private:
+  [[nodiscard]] model::Decoder load(const model::DecoderSpec& spec, const hub::TensorSource& source) const {
+    return model::Decoder::load(spec, source, at::kFloat, {.device = device_});
+  }
+  nlohmann::ordered_json compare(const std::vector<WeightedAdapter>& adapters, double bound) const;
+
+  const config::Config& config_;
+  at::Device device_;
+  ModelInputs inputs_;
+  fs::path folder_;
+};
+
+nlohmann::ordered_json Merging::compare(const std::vector<WeightedAdapter>& adapters, double bound) const {
+  const std::optional<data::TokenDataset> records = read_records(config_, inputs_.tokenizer);
+  if (records) require_vocabulary(inputs_, *records);
+  ComparedRecords compared{compared_documents(records, inputs_.tokenizer, inputs_.spec.vocab_size), records, {}};
+  if (records) compared.order = evaluation_order(config_, *records, device_);
+  std::optional<model::Decoder> model = load(inputs_.spec, inputs_.base.open_weights());
+  const Answers base = answers_of(*model, compared);
+  load_adapters(*model, adapters, folder_ / kScratchFile);
+  const Answers adapted = answers_of(*model, compared);
+  model.reset();
+  model = load(model::DecoderSpec::from_config(inputs_.base.config), hub::TensorSource::open_safetensors(folder_));
+  nlohmann::ordered_json results = compare_merged(base, adapted, answers_of(*model, compared), bound);
+  write_probe(folder_, make_probe(*model, inputs_.tokenizer));
+  return results;
+}
+
+nlohmann::ordered_json Merging::run() {
+  require_free(config_, adapter_names(config_));
+  std::vector<WeightedAdapter> adapters = read_adapters(config_, inputs_.spec);
+  MergedWeights weights(inputs_.base, inputs_.spec, adapters);
+  const FolderLock lock(folder_);
+  remove_earlier_model(folder_);
+  const at::ScalarType type = stored_type(inputs_.base.open_weights());
+  write_weights(config_, inputs_.base, weights);
+  if (weights.unties()) inputs_.base.config["tie_word_embeddings"] = false;
+  nlohmann::ordered_json results = nlohmann::ordered_json::object();
+  for (const WeightedAdapter& adapter : adapters) {
+    results["merged_adapters"].push_back({{"adapter", adapter.name.name}, {"weight", adapter.name.weight}});
+  }
+  if (config_.output.verify_saved_model) results.update(compare(adapters, rounding_bound(weights)));
+  write_file(folder_ / "README.md", merged_model_card(config_, results));
+  write_file(folder_ / "all_results.json", results.dump(2) + '\n');
+  write_model_files(folder_, inputs_.base, inputs_.tokenizer, type);
+  sync_directory(folder_);
+  write_manifest(folder_);
+  log::info("the model is in {}", folder_.string());
+  log::info("try it: fettle generate --model_name_or_path={} --prompt=\"...\"", folder_.string());
+  return results;
+}
+
+}  // namespace
+
+nlohmann::ordered_json merge(const config::Config& config, at::Device device) {
+  return Merging(config, device).run();
+}
+
+}  // namespace fettle::train
