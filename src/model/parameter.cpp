@@ -96,7 +96,8 @@ ops::Weight Parameter::weight() const {
 }
 
 void Parameter::quantize(ops::WeightFormat format) {
-  TORCH_CHECK(!is_trained() && !is_elsewhere_, name_, ": only a frozen weight that is here can be quantized");
+  TORCH_CHECK(!is_trained() && !is_elsewhere_ && !is_quantized(), name_,
+              ": only a frozen weight that is here, in full, can be quantized");
   quantized_ = ops::quantize(value_, format);
   value_ = absent(value_.sizes(), value_.options());
 }

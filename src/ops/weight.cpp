@@ -8,6 +8,8 @@ template <typename... Run>
 struct Cases : Run... {
   using Run::operator()...;
 };
+template <typename... Run>
+Cases(Run...) -> Cases<Run...>;  // clang 14 does not find it
 
 }  // namespace
 

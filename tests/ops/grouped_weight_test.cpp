@@ -17,6 +17,8 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/cpu/brgemm.h"
+#include "ops/cpu/grouped.h"
 #include "ops/dispatch.h"
 #include "ops/lora_linear.h"
 #include "reference.h"
@@ -208,6 +210,16 @@ TEST_P(Bits, SwitchedOffTakeTheTwin) {
   }
 }
 
+// Its inputs count as 0 where they are denormal; the plain loops keep them.
+TEST_P(Bits, TakeTheProcessorsDotProduct) {
+  PlainCodes plain = random_codes(GetParam(), {16, 64, 64}, {false, false});
+  plain.codes.fill_(0);
+  plain.scales.fill_(std::exp2(40.0));
+  const at::Tensor x = (at::ones({1, 64}) * std::exp2(-130.0)).to(at::kBFloat16);
+  const bool has_dot = cpu::has_grouped_dot() && cpu::has_brgemm<c10::BFloat16>();
+  EXPECT_EQ(grouped_linear(x, pack(plain), {}).eq(0).all().item<bool>(), has_dot);
+}
+
 // With a dense layer and one of blocks beside it.
 TEST_P(Bits, TrainAsTheWeightTheyStandFor) {
   const GroupedWeight first = pack(random_codes(GetParam(), {24, 64, 32}, {true, true}));
@@ -285,12 +297,22 @@ TEST(GroupedWeight, RefusesWhatIsNoSuchMatrix) {
   refuses([](PlainCodes& plain) { plain.group_of = plain.group_of.narrow(0, 0, 63); });
 }
 
+TEST(GroupedWeight, MovesWhole) {
+  const Weight weight = pack(random_codes(4, {20, 64, 32}, {true, true}));
+  const auto moved_weight = std::get<GroupedWeight>(moved(weight, at::kMeta));
+  for (const at::Tensor* part : {&moved_weight.codes, &moved_weight.scales, &moved_weight.zeros, &moved_weight.order}) {
+    EXPECT_TRUE(part->is_meta());
+  }
+  EXPECT_FALSE(std::get<GroupedWeight>(moved(pack(random_codes(4, {20, 64, 32}, {})), at::kMeta)).zeros.defined());
+}
+
 TEST(GroupedLinear, RefusesWhatDoesNotFit) {
   const GroupedWeight weight = pack(random_codes(4, {20, 64, 32}, {false, false}));
   EXPECT_THROW(grouped_linear(at::ones({2, 63}), weight, {}), c10::Error);
   EXPECT_THROW(grouped_linear(at::ones({64}), weight, {}), c10::Error);
   EXPECT_THROW(grouped_linear(at::ones({2, 64}), weight, at::ones({19})), c10::Error);
   EXPECT_THROW(grouped_linear(at::ones({2, 64}).requires_grad_(true), weight, {}), c10::Error);
+  EXPECT_THROW(grouped_linear(at::ones({2, 64}).to(at::kMeta), weight, {}), c10::Error);
 }
 
 }  // namespace

@@ -34,27 +34,27 @@ template <typename Vector, typename T>
 
 /// Pairs of inputs in a line.
 template <int kBits>
-constexpr int kPairs = 16 / kBits;
+constexpr int64_t kPairs = 16 / kBits;
 
 /// Half a line's words, as the pairs are taken from.
 template <int kBits>
 struct HalfLine {
   Words words;
 
-  [[gnu::always_inline]] HalfLine(const uint8_t* line, int half) : words(load_vector<Words>(line + 32 * half)) {}
+  [[gnu::always_inline]] HalfLine(const uint8_t* line, int64_t half) : words(load_vector<Words>(line + 32 * half)) {}
   /// The even or the odd input of pair `j` for eight rows.
   template <int kOdd>
-  [[gnu::always_inline]] Floats get(int j) const {
-    return to_floats((words << ((kOdd == 0 ? 32 : 16) - kBits * (j + 1))) >> (32 - kBits));
+  [[gnu::always_inline]] Floats get(int64_t j) const {
+    return to_floats((words << ((kOdd == 0 ? 32 : 16) - kBits * static_cast<int>(j + 1))) >> (32 - kBits));
   }
 };
 template <>
 struct HalfLine<8> {
   const uint8_t* bytes;
 
-  [[gnu::always_inline]] HalfLine(const uint8_t* line, int half) : bytes(line + kRows * half) {}
+  [[gnu::always_inline]] HalfLine(const uint8_t* line, int64_t half) : bytes(line + kRows * half) {}
   template <int kOdd>
-  [[gnu::always_inline]] Floats get(int j) const {
+  [[gnu::always_inline]] Floats get(int64_t j) const {
     const Words pair = __builtin_convertvector(load_vector<Shorts>(bytes + 2 * kRows * j), Words);
     return to_floats(kOdd == 0 ? (pair << 24) >> 24 : pair >> 8);
   }
@@ -66,11 +66,11 @@ struct HalfLine<8> {
 }
 
 /// Sums of a token that do not wait for each other, beside those of the other rows and tokens. 16 registers have to do.
-constexpr int chains(int tokens) {
+constexpr int64_t chains(int64_t tokens) {
   return tokens == 1 ? 4 : tokens == 2 ? 2 : 1;
 }
 
-template <int kBits, int kTokens>
+template <int kBits, int64_t kTokens>
 [[gnu::always_inline]] inline void add_group(const uint8_t* codes, int64_t lines, const float* x,
                                              Floats (&sums)[kTokens][chains(kTokens)][2]) {
   for (int64_t line = 0; line < lines; ++line, codes += kGroupedLineBytes) {
@@ -78,11 +78,11 @@ template <int kBits, int kTokens>
     const HalfLine<kBits> lower(codes, 0);
     const HalfLine<kBits> upper(codes, 1);
 #pragma GCC unroll 8
-    for (int j = 0; j < kPairs<kBits>; ++j, x += 2 * kTokens) {
+    for (int64_t j = 0; j < kPairs<kBits>; ++j, x += 2 * kTokens) {
       const Floats even[] = {lower.template get<0>(j), upper.template get<0>(j)};
       const Floats odd[] = {lower.template get<1>(j), upper.template get<1>(j)};
 #pragma GCC unroll 4
-      for (int t = 0; t < kTokens; ++t) {
+      for (int64_t t = 0; t < kTokens; ++t) {
         auto& evens = sums[t][2 * j % chains(kTokens)];
         auto& odds = sums[t][(2 * j + 1) % chains(kTokens)];
         evens[0] += even[0] * x[2 * t];
@@ -94,7 +94,7 @@ template <int kBits, int kTokens>
   }
 }
 
-template <int kBits, int kTokens>
+template <int kBits, int64_t kTokens>
 [[gnu::always_inline]] inline void product(const GroupedMatrix& matrix, int64_t block, const GroupedTile<float>& tile,
                                            float* totals) {
   const uint8_t* codes = matrix.codes + block * matrix.block_bytes();
@@ -105,12 +105,12 @@ template <int kBits, int kTokens>
     add_group<kBits, kTokens>(codes + g * group_bytes, matrix.lines(), tile.x + g * matrix.padded_group() * kTokens,
                               sums);
     const int64_t first = (block * matrix.groups + g) * kRows;
-    for (int half = 0; half < 2; ++half) {
+    for (int64_t half = 0; half < 2; ++half) {
       const auto scale = load_vector<Floats>(matrix.scales + first + 8 * half);
 #pragma GCC unroll 4
-      for (int t = 0; t < kTokens; ++t) {
+      for (int64_t t = 0; t < kTokens; ++t) {
         Floats sum = sums[t][0][half];
-        for (int k = 1; k < chains(kTokens); ++k) sum += sums[t][k][half];
+        for (int64_t k = 1; k < chains(kTokens); ++k) sum += sums[t][k][half];
         if (matrix.zeros != nullptr) sum -= zeros_of(matrix.zeros + first, 8 * half) * tile.sums[g * kTokens + t];
         float* total = totals + t * kRows + 8 * half;
         store_vector(total, load_vector<Floats>(total) + scale * sum);
@@ -175,16 +175,16 @@ template <int kBits, typename T>
 [[gnu::always_inline]] inline void expand_lines(const uint8_t* codes, int64_t lines, const float* scale,
                                                 const float* zero, T* stage) {
   for (int64_t line = 0; line < lines; ++line, codes += kGroupedLineBytes) {
-    for (int half = 0; half < 2; ++half) {
+    for (int64_t half = 0; half < 2; ++half) {
       const HalfLine<kBits> words(codes, half);
       const auto scales = load_vector<Floats>(scale + 8 * half);
       const auto zeros = load_vector<Floats>(zero + 8 * half);
 #pragma GCC unroll 8
-      for (int j = 0; j < kPairs<kBits>; ++j) {
+      for (int64_t j = 0; j < kPairs<kBits>; ++j) {
         const Floats even = (words.template get<0>(j) - zeros) * scales;
         const Floats odd = (words.template get<1>(j) - zeros) * scales;
         T* to = stage + ((line * kPairs<kBits> + j) * kRows + 8 * half) * 2;
-        for (int row = 0; row < 8; ++row) {
+        for (int64_t row = 0; row < 8; ++row) {
           store(&to[2 * row], even[row]);
           store(&to[2 * row + 1], odd[row]);
         }

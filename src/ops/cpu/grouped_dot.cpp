@@ -39,57 +39,58 @@ struct Line {
   __m512i table;
   __m512i words;
 
-  FETTLE_DOT [[gnu::always_inline]] Line() : words() {
+  [[gnu::always_inline]] FETTLE_DOT Line() : words() {
     static constexpr std::array<uint16_t, 32> kTable = value_table<kBits>();
     table = _mm512_loadu_si512(kTable.data());
   }
-  FETTLE_DOT [[gnu::always_inline]] void read(const uint8_t* line) { words = _mm512_loadu_si512(line); }
-  FETTLE_DOT [[gnu::always_inline]] __m512bh pair(int j) const {
-    return reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(_mm512_srli_epi32(words, kBits * j), table));
+  [[gnu::always_inline]] FETTLE_DOT void read(const uint8_t* line) { words = _mm512_loadu_si512(line); }
+  [[gnu::always_inline]] FETTLE_DOT __m512bh pair(int64_t j) const {
+    return reinterpret_cast<__m512bh>(
+        _mm512_permutexvar_epi16(_mm512_srli_epi32(words, static_cast<unsigned>(kBits * j)), table));
   }
 };
 template <>
 struct Line<8> {
   const uint8_t* bytes = nullptr;
 
-  FETTLE_DOT [[gnu::always_inline]] void read(const uint8_t* line) { bytes = line; }
-  FETTLE_DOT [[gnu::always_inline]] __m512bh pair(int j) const {
+  [[gnu::always_inline]] FETTLE_DOT void read(const uint8_t* line) { bytes = line; }
+  [[gnu::always_inline]] FETTLE_DOT __m512bh pair(int64_t j) const {
     return _mm512_cvtne2ps_pbh(floats(bytes + 2 * kRows * j + kRows), floats(bytes + 2 * kRows * j));
   }
-  FETTLE_DOT [[gnu::always_inline]] static __m512 floats(const uint8_t* from) {
+  [[gnu::always_inline]] FETTLE_DOT static __m512 floats(const uint8_t* from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   }
 };
 
 /// Sums of a token that do not wait for each other: a dot product takes several cycles.
-constexpr int chains(int tokens) {
+constexpr int64_t chains(int64_t tokens) {
   return tokens <= 2 ? 4 : tokens <= 5 ? 2 : 1;
 }
 
-template <int kBits, int kTokens>
+template <int kBits, int64_t kTokens>
 FETTLE_DOT void product(const GroupedMatrix& matrix, int64_t block, const GroupedTile<BFloat16>& tile, float* totals) {
-  constexpr int kPairs = 16 / kBits;
-  constexpr int kChains = chains(kTokens) < kPairs ? chains(kTokens) : kPairs;
+  constexpr int64_t kPairs = 16 / kBits;
+  constexpr int64_t kChains = chains(kTokens) < kPairs ? chains(kTokens) : kPairs;
   const uint8_t* codes = matrix.codes + block * matrix.block_bytes();
   const BFloat16* x = tile.x;
   const int64_t lines = matrix.lines();
   Line<kBits> line;
-  for (int t = 0; t < kTokens; ++t) _mm512_storeu_ps(totals + t * kRows, _mm512_setzero_ps());
+  for (int64_t t = 0; t < kTokens; ++t) _mm512_storeu_ps(totals + t * kRows, _mm512_setzero_ps());
   for (int64_t g = 0; g < matrix.groups; ++g) {
     __m512 sums[kTokens][kChains];
 #pragma GCC unroll 12
-    for (int t = 0; t < kTokens; ++t) {
+    for (int64_t t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 4
-      for (int k = 0; k < kChains; ++k) sums[t][k] = _mm512_setzero_ps();
+      for (int64_t k = 0; k < kChains; ++k) sums[t][k] = _mm512_setzero_ps();
     }
     for (int64_t l = 0; l < lines; ++l, codes += kGroupedLineBytes) {
       line.read(codes);
       _mm_prefetch(codes + kGroupedPrefetchBytes, _MM_HINT_T0);
 #pragma GCC unroll 8
-      for (int j = 0; j < kPairs; ++j, x += 2 * kTokens) {
+      for (int64_t j = 0; j < kPairs; ++j, x += 2 * kTokens) {
         const __m512bh values = line.pair(j);
 #pragma GCC unroll 12
-        for (int t = 0; t < kTokens; ++t) {
+        for (int64_t t = 0; t < kTokens; ++t) {
           int32_t pair;
           std::memcpy(&pair, x + 2 * t, sizeof(pair));
           sums[t][j % kChains] =
@@ -105,10 +106,10 @@ FETTLE_DOT void product(const GroupedMatrix& matrix, int64_t block, const Groupe
           _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(matrix.zeros + first))));
     }
 #pragma GCC unroll 12
-    for (int t = 0; t < kTokens; ++t) {
+    for (int64_t t = 0; t < kTokens; ++t) {
       __m512 sum = sums[t][0];
 #pragma GCC unroll 4
-      for (int k = 1; k < kChains; ++k) sum = _mm512_add_ps(sum, sums[t][k]);
+      for (int64_t k = 1; k < kChains; ++k) sum = _mm512_add_ps(sum, sums[t][k]);
       if (matrix.zeros != nullptr) sum = _mm512_fnmadd_ps(zero, _mm512_set1_ps(tile.sums[g * kTokens + t]), sum);
       float* total = totals + t * kRows;
       _mm512_storeu_ps(total, _mm512_fmadd_ps(scale, sum, _mm512_loadu_ps(total)));
@@ -121,7 +122,7 @@ using Product = void (*)(const GroupedMatrix&, int64_t, const GroupedTile<BFloat
 /// By the number of tokens, less 1.
 template <int kBits, size_t... kTokens>
 constexpr std::array<Product, sizeof...(kTokens)> products(std::index_sequence<kTokens...> /*of tokens*/) {
-  return {&product<kBits, static_cast<int>(kTokens) + 1>...};
+  return {&product<kBits, static_cast<int64_t>(kTokens) + 1>...};
 }
 
 }  // namespace
