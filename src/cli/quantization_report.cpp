@@ -10,7 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "hub/checksums.h"
+#include "train/result.h"
 
 namespace fettle::cli {
 namespace {
@@ -58,7 +58,7 @@ void report_quantization(const config::Config& config, const QuantizationOutcome
   const Json results = results_of(config.quantization, outcome);
   write_file(folder / "README.md", card(config, results));
   write_file(folder / "all_results.json", results.dump(2) + '\n');
-  hub::write_checksums(folder, hub::files_below(folder));
+  train::write_manifest(folder);
   log::info("{:.2f} GB became {:.2f} GB in {}", static_cast<double>(outcome.bytes_before) / 1e9,
             static_cast<double>(outcome.bytes_after) / 1e9, folder.string());
   if (!outcome.before || !outcome.after) {

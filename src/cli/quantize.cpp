@@ -12,7 +12,6 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "base/file_lock.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "cli/commands.h"
@@ -23,6 +22,8 @@
 #include "train/evaluate.h"
 #include "train/inputs.h"
 #include "train/loop.h"
+#include "train/output_folder.h"
+#include "train/probe.h"
 #include "train/ranks.h"
 #include "train/save.h"
 #include "train/training_inputs.h"
@@ -169,11 +170,7 @@ void quantize_model(const config::Config& config, const device::Device& device) 
   const hub::Quantization format = format_of(config.quantization);
   quantize::require_fitting(inputs.spec, format);
   require_free(config.output);
-  make_directories(folder);
-  FileLock lock(folder / ".lock");
-  if (!lock.try_lock()) {
-    throw Error(ExitCode::kUsage, "another process quantizes into " + folder.string(), "wait for it, or stop it");
-  }
+  const train::FolderLock lock(folder);
   const auto source = std::make_shared<const hub::TensorSource>(inputs.base.open_weights());
   const quantize::Method method{config.quantization, format, file_type(train::stored_type(*source))};
   const Records records = prepare_records(config, inputs.tokenizer);
@@ -196,11 +193,14 @@ void quantize_model(const config::Config& config, const device::Device& device) 
   train::write_model_files(folder, described, inputs.tokenizer, train::stored_type(*source));
   fs::remove_all(folder / kLayersFolder);
 
-  const auto after = evaluate_records(
-      config, records, train::load_result(folder, inputs.base, false, type, {.device = device.torch_device}),
-      device.torch_device);
+  const auto after = [&] {
+    const model::LoadOptions options{.device = device.torch_device};
+    return evaluate_records(config, records, train::load_result(folder, inputs.base, false, type, options),
+                            device.torch_device);
+  }();
+  train::write_probe(folder,
+                     train::make_probe(train::load_result(folder, inputs.base, false, at::kFloat), inputs.tokenizer));
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-  fs::remove(folder / ".lock");
   report_quantization(config, {.before = before,
                                .after = after,
                                .on_training_records = records.evaluates_training_records,

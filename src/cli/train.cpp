@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/stop_signal.h"
+#include "cli/after_training.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "device/device.h"
@@ -36,11 +37,11 @@ int train(const Arguments& arguments) {
   }
   try {
     train::fine_tune(*config, launch);
+    return launch.rank == 0 ? after_training(*config) : 0;
   } catch (const std::exception& error) {
     if (!device::is_out_of_memory(error)) throw;
     throw Error(ExitCode::kOutOfMemory, "out of memory", train::memory_remedies(*config));
   }
-  return 0;
 }
 
 }  // namespace fettle::cli

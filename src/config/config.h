@@ -175,8 +175,8 @@ struct QuantizationConfig {
   int64_t gptq_block_size = 128;      ///< GPTQ: columns whose error is passed on at once
   bool awq_clip = true;               ///< AWQ: also search for a smaller range
   int64_t awq_grid_size = 20;         ///< AWQ: scales that are tried
-  int64_t teq_steps = 100;            ///< TEQ: steps of training a layer's scales
-  double teq_learning_rate = 1e-3;    ///< TEQ
+  int64_t teq_steps = 200;            ///< TEQ: steps of training a layer's scales
+  double teq_learning_rate = 1e-2;    ///< TEQ
 };
 
 /// `fettle benchmark`, or after training.

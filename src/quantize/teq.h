@@ -12,8 +12,8 @@
 namespace fettle::quantize {
 
 struct TeqOptions {
-  int64_t steps = 100;
-  double learning_rate = 1e-3;
+  int64_t steps = 200;
+  double learning_rate = 1e-2;
 };
 
 /// Factors [C], float32, for the columns of `weight` float32 [O, C] (all layers that share the input), trained with

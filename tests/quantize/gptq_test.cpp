@@ -3,12 +3,15 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
 
 #include "base/error.h"
 #include "quantize/input_statistics.h"
@@ -21,7 +24,7 @@ constexpr int64_t kRows = 40;
 constexpr int64_t kColumns = 256;
 
 /// Inputs that depend on each other, of very different sizes.
-at::Tensor hessian() {
+at::Tensor make_hessian() {
   const at::Tensor mix = normal_matrix(kColumns, kColumns, 2);
   const at::Tensor size = at::arange(kColumns, at::kFloat).mul_(-0.02).exp_();
   InputStatistics statistics(kColumns, at::kCPU);
@@ -30,6 +33,11 @@ at::Tensor hessian() {
   statistics.add(x.narrow(0, 1000, 1048));
   EXPECT_TRUE(at::allclose(statistics.hessian(), at::mm(x.t(), x) / 2048, 1e-3, 1e-2));
   return statistics.hessian();
+}
+
+const at::Tensor& hessian() {
+  static const at::Tensor made = make_hessian();
+  return made;
 }
 
 class Gptq : public testing::TestWithParam<std::tuple<int, int64_t, bool, bool, bool>> {

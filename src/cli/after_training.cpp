@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/after_training.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "cli/quantize.h"
+#include "train/benchmark.h"
+#include "train/inputs.h"
+#include "train/merge.h"
+#include "train/save.h"
+
+namespace fettle::cli {
+namespace fs = std::filesystem;
+namespace {
+
+/// The options for work on a result of the training alone.
+config::Config on_model(const config::Config& config, const fs::path& model) {
+  config::Config other = config;
+  other.model = {};
+  other.model.cache_dir = config.model.cache_dir;
+  other.model.model_name_or_path = model.string();
+  other.output.overwrite_output_dir = false;
+  return other;
+}
+
+/// Whether there is a result of an earlier start, which a new one makes unless it is to start over.
+bool is_there(const fs::path& folder, const config::Config& config) {
+  if (config.output.overwrite_output_dir || !train::has_result(folder, /*is_adapter=*/false)) return false;
+  log::info("{} is there already", folder.string());
+  return true;
+}
+
+/// The trained model as an ordinary one.
+fs::path whole_model(const config::Config& config, const device::Device& device) {
+  const fs::path output = config.output.output_dir;
+  if (!config.lora.use_peft) return output;
+  const fs::path merged = output / "merged";
+  if (is_there(merged, config)) return merged;
+  config::Config merging = config;
+  merging.model.adapter_name_or_path = output.string();
+  merging.model.load_in_4bit = merging.model.load_in_8bit = merging.model.load_in_fp8 = false;
+  merging.output.output_dir = merged.string();
+  train::merge(merging, device.torch_device);
+  return merged;
+}
+
+fs::path quantized_folder(const config::Config& config) {
+  const std::string& given = config.quantization.quantize_output_dir;
+  return given.empty() ? fs::path(config.output.output_dir) / "quantized" : fs::path(given);
+}
+
+void quantize_result(const config::Config& config) {
+  const fs::path folder = quantized_folder(config);
+  if (is_there(folder, config)) return;
+  const device::Device device = train::start_device(config.device);
+  config::Config quantizing = on_model(config, whole_model(config, device));
+  quantizing.output.output_dir = folder.string();
+  quantizing.output.overwrite_output_dir = config.output.overwrite_output_dir;
+  quantize_model(quantizing, device);
+}
+
+int benchmark_result(const config::Config& config) {
+  const fs::path output = config.output.output_dir;
+  const std::string& given = config.benchmark.benchmark_output;
+  nlohmann::ordered_json figures;
+  const auto add = [&figures](const char* name, config::Config measured) {
+    measured.benchmark.benchmark_output.clear();
+    train::BenchmarkOutcome outcome = train::benchmark(measured);
+    figures[name] = std::move(outcome.figures);
+    return outcome.exit_code;
+  };
+  config::Config trained = config;
+  if (config.lora.use_peft) {
+    trained.model.adapter_name_or_path = output.string();
+  } else {
+    trained = on_model(config, output);
+  }
+  if (const int code = add("trained", std::move(trained)); code != 0) return code;
+  if (config.quantization.do_quantize) {
+    if (const int code = add("quantized", on_model(config, quantized_folder(config))); code != 0) return code;
+  }
+  write_file(given.empty() ? output / "benchmark.json" : fs::path(given), figures.dump(2) + '\n');
+  return 0;
+}
+
+}  // namespace
+
+int after_training(const config::Config& config) {
+  if (config.quantization.do_quantize) quantize_result(config);
+  return config.benchmark.do_benchmark ? benchmark_result(config) : 0;
+}
+
+}  // namespace fettle::cli

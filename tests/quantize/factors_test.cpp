@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
+#include <gtest/gtest.h>
+
+#include "quantize/awq.h"
+#include "quantize/normal_matrix.h"
+#include "quantize/teq.h"
+
+namespace fettle::quantize {
+namespace {
+
+constexpr int64_t kColumns = 128;
+
+/// Inputs of very different sizes that depend on each other.
+InputStatistics inputs() {
+  InputStatistics statistics(kColumns, at::kCPU);
+  const at::Tensor size = at::arange(kColumns, at::kFloat).mul_(-0.05).exp_();
+  statistics.add(at::mm(normal_matrix(1024, kColumns, 1), normal_matrix(kColumns, kColumns, 2)) * size);
+  return statistics;
+}
+
+class Factors : public testing::TestWithParam<Scheme> {
+ protected:
+  [[nodiscard]] double error(const at::Tensor& factors) const {
+    return output_error(rtn(weight_ * factors, GetParam()).values() / factors - weight_, inputs().hessian());
+  }
+
+  at::Tensor weight_ = normal_matrix(24, kColumns, 3);
+  double without_ = error(at::ones({kColumns}));
+};
+
+TEST_P(Factors, FoundByAwqChangeTheOutputLess) {
+  const at::Tensor factors = search_factors(weight_, inputs(), GetParam(), 20);
+  EXPECT_TRUE((factors > 0).all().item<bool>());
+  EXPECT_LT(error(factors), 0.9 * without_);
+}
+
+TEST_P(Factors, TrainedByTeqChangeTheOutputLess) {
+  const at::Tensor hessian = inputs().hessian();
+  const at::Tensor factors = train_factors(weight_, hessian, GetParam(), {.steps = 100, .learning_rate = 1e-2});
+  EXPECT_TRUE((factors > 0).all().item<bool>());
+  EXPECT_LT(error(factors), 0.95 * without_);
+  EXPECT_TRUE(at::equal(train_factors(weight_, hessian, GetParam(), {.steps = 0}), at::ones({kColumns})));
+}
+
+TEST_P(Factors, RangesFoundByAwqChangeTheOutputOfEachGroupLess) {
+  const at::Tensor hessian = inputs().hessian();
+  const int64_t group = GetParam().group_of(kColumns);
+  // As if the groups' inputs were independent of each other, which is what the search looks at.
+  const at::Tensor mask =
+      (at::arange(kColumns).div(group, "floor").unsqueeze(0) == at::arange(kColumns).div(group, "floor").unsqueeze(1));
+  const at::Tensor blocks = hessian * mask;
+  const Ranges ranges = search_ranges(weight_, hessian, GetParam());
+  EXPECT_LT(output_error(round_to(weight_, ranges, GetParam()).values() - weight_, blocks),
+            output_error(rtn(weight_, GetParam()).values() - weight_, blocks));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Factors,
+                         testing::Values(Scheme{.bits = 3, .group = 32}, Scheme{.bits = 4, .group = -1},
+                                         Scheme{.bits = 4, .group = 64, .symmetric = false}));
+
+TEST(SearchFactors, LeavesWeightsThatRoundingDoesNotChange) {
+  const at::Tensor weight = normal_matrix(8, kColumns, 4).round_().clamp_(-3, 3);
+  const Scheme scheme{.bits = 8, .group = 32, .symmetric = false};
+  const at::Tensor exact = rtn(weight, scheme).values();
+  const at::Tensor factors = search_factors(exact, inputs(), scheme, 4);
+  EXPECT_LE(output_error(rtn(exact * factors, scheme).values() / factors - exact, inputs().hessian()),
+            output_error(rtn(exact, scheme).values() - exact, inputs().hessian()));
+}
+
+}  // namespace
+}  // namespace fettle::quantize
