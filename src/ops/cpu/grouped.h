@@ -41,7 +41,7 @@ struct GroupedMatrix {
 };
 
 /// Where a group's input `i` of the block's first row lies: byte and bit from the group's start on. Further rows follow
-/// after row_bytes() each.
+/// after grouped_row_bytes each.
 struct GroupedPlace {
   int64_t byte;
   int64_t bit;
