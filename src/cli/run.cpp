@@ -50,6 +50,8 @@ constexpr Command kCommands[] = {
     {"verify", "Whether a folder's files are what was written: DIR, or --write DIR.", verify, ""},
     {"download", "Fetch the model, tokenizer, adapter and records that a configuration names.", download,
      "give it more memory"},
+    {"export", "Write the model, or a LoRA adapter of it, as a GGUF file for llama.cpp.", export_file,
+     "give it more memory"},
     {"config", "Print the options: --schema, --defaults or --markdown.", config::config_command, ""},
 };
 
@@ -153,9 +155,10 @@ int run_command(const Arguments& arguments) {
   } catch (const c10::Error& error) {
     if (device::is_out_of_memory(error)) return report_out_of_memory(arguments);
     if (!device::is_device_failure(error)) return report_internal(error.what_without_backtrace());
-    return report(ExitCode::kUnavailable, first_line(error.what_without_backtrace()),
-                  "see the accelerator's health (nvidia-smi or hl-smi, dmesg); the same command continues from the last "
-                  "checkpoint");
+    return report(
+        ExitCode::kUnavailable, first_line(error.what_without_backtrace()),
+        "see the accelerator's health (nvidia-smi or hl-smi, dmesg); the same command continues from the last "
+        "checkpoint");
   } catch (const std::exception& error) {
     return device::is_out_of_memory(error) ? report_out_of_memory(arguments) : report_internal(error.what());
   }
