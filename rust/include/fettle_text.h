@@ -89,6 +89,9 @@ int64_t fettle_tokenizer_size(const FettleTokenizer* tokenizer);
 /* The added tokens by id, as a JSON array of {"id", "content", "special", "normalized", "lstrip", "rstrip"}. */
 int32_t fettle_tokenizer_added_tokens(const FettleTokenizer* tokenizer, FettleBuffer* out, FettleBuffer* error);
 
+/* The tokenizer as the text of a tokenizer.json: the file's, patched, with all added tokens. */
+int32_t fettle_tokenizer_json(const FettleTokenizer* tokenizer, FettleBuffer* out, FettleBuffer* error);
+
 /* ---- chat templates ---- */
 
 typedef struct FettleTemplate FettleTemplate;

@@ -233,3 +233,17 @@ pub unsafe extern "C" fn fettle_tokenizer_added_tokens(
         Ok(())
     })
 }
+
+/// # Safety
+/// `tokenizer` is a live handle; `out` is writable.
+#[no_mangle]
+pub unsafe extern "C" fn fettle_tokenizer_json(
+    tokenizer: *const Tokenizer,
+    out: *mut Buffer,
+    error: *mut Buffer,
+) -> i32 {
+    guarded(error, || {
+        *out = Buffer::from_vec(serde_json::to_vec(&*tokenizer)?);
+        Ok(())
+    })
+}

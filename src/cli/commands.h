@@ -21,6 +21,7 @@ int quantize(const Arguments& arguments);
 int merge(const Arguments& arguments);
 int verify(const Arguments& arguments);
 int download(const Arguments& arguments);
+int export_file(const Arguments& arguments);
 
 /// Picks and runs the command, catches what it throws, prints one line "error: what; what to do" on standard error, and
 /// returns the exit code of base/error.h.

@@ -58,6 +58,8 @@ constexpr Command kCommands[] = {
     {"verify", "Whether a folder's files are what was written: DIR, or --write DIR.", verify, ""},
     {"download", "Fetch the model, tokenizer, adapter and records that a configuration names.", download,
      "give it more memory"},
+    {"export", "Write the model, or a LoRA adapter of it, as a GGUF file for llama.cpp.", export_file,
+     "give it more memory"},
     {"config", "Print the options: --schema, --defaults or --markdown.", config::config_command, ""},
 };
 

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "hub/gguf_format.h"
 #include "hub/json.h"
 #include "hub/tensor.h"
 
@@ -72,6 +73,28 @@ void decode_q4_1(const std::byte* block, float* out) {
   }
 }
 
+/// q5_0 = {f16 d; u32 fifth bits; 32 nibbles}: bit i of the fifth bits is element i's highest. q5_1 has m after d.
+template <typename ToValue>
+void decode_q5(const std::byte* fifth_bits, float* out, ToValue to_value) {
+  const auto high = load<uint32_t>(fifth_bits);
+  for (int64_t i = 0; i < kBlock / 2; ++i) {
+    const auto pair = static_cast<uint32_t>(fifth_bits[4 + i]);
+    out[i] = to_value(static_cast<int>((pair & 0xFU) | (high >> i & 1U) << 4));
+    out[i + kBlock / 2] = to_value(static_cast<int>(pair >> 4 | (high >> (i + kBlock / 2) & 1U) << 4));
+  }
+}
+
+void decode_q5_0(const std::byte* block, float* out) {
+  const float scale = half_to_float(load<uint16_t>(block));
+  decode_q5(block + 2, out, [scale](int q) { return static_cast<float>(q - 16) * scale; });
+}
+
+void decode_q5_1(const std::byte* block, float* out) {
+  const float scale = half_to_float(load<uint16_t>(block));
+  const float minimum = half_to_float(load<uint16_t>(block + 2));
+  decode_q5(block + 4, out, [=](int q) { return static_cast<float>(q) * scale + minimum; });
+}
+
 /// Whole blocks go straight to `out`; the range's ragged ends through a buffer.
 template <typename Decode>
 void convert_blocks(const TensorView& view, std::span<float> out, int64_t first, Decode decode) {
@@ -114,20 +137,16 @@ void read_stored(const TensorView& view, std::span<float> out, int64_t first) {
       return convert_blocks(view, out, first, decode_q4_0);
     case DType::kQ4_1:
       return convert_blocks(view, out, first, decode_q4_1);
+    case DType::kQ5_0:
+      return convert_blocks(view, out, first, decode_q5_0);
+    case DType::kQ5_1:
+      return convert_blocks(view, out, first, decode_q5_1);
     default:
       throw Error(ExitCode::kData,
                   fmt::format("tensor {}: {} where floating-point weights are expected", quote(view.name),
                               dtype_name(view.dtype)),
                   "quantised checkpoints in integer tensors are not supported; use the model in bf16, f16 or f32");
   }
-}
-
-/// The stored row that holds Hugging Face row `row`: inside a head of D rows, row half·D/2 + i is stored at 2·i + half.
-int64_t interleaved_row(int64_t row, int64_t rows_a_head) {
-  const int64_t within = row % rows_a_head;
-  const int64_t half = within / (rows_a_head / 2);
-  const int64_t i = within % (rows_a_head / 2);
-  return row - within + 2 * i + half;
 }
 
 }  // namespace

@@ -11,34 +11,17 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "hub/gguf_format.h"
 #include "hub/json.h"
 
 namespace fettle::hub {
 namespace {
 
-constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
 constexpr uint64_t kMaximumKey = 65535;
 constexpr uint64_t kMaximumTensorName = 64;
-constexpr uint32_t kMaximumDimensions = 4;
-constexpr uint64_t kDefaultAlignment = 32;
 constexpr uint64_t kMaximumAlignment = uint64_t{1} << 20;
 
-/// ggml's value types in the metadata.
-enum class ValueType : uint32_t {
-  kUint8 = 0,
-  kInt8,
-  kUint16,
-  kInt16,
-  kUint32,
-  kInt32,
-  kFloat32,
-  kBool,
-  kString,
-  kArray,
-  kUint64,
-  kInt64,
-  kFloat64
-};
+using ValueType = GgufValueType;
 
 /// Bytes of a fixed-size value; 0 for strings, arrays and unknown types.
 uint64_t fixed_size(ValueType type) {
@@ -62,50 +45,6 @@ uint64_t fixed_size(ValueType type) {
       return 0;
   }
 }
-
-struct TensorType {
-  uint32_t id;
-  std::string_view name;
-  std::optional<DType> dtype;  // none: known to ggml, not supported here
-};
-
-/// ggml's tensor types (ggml.h, enum ggml_type).
-constexpr TensorType kTensorTypes[] = {
-    {0, "f32", DType::kF32},
-    {1, "f16", DType::kF16},
-    {2, "q4_0", DType::kQ4_0},
-    {3, "q4_1", DType::kQ4_1},
-    {6, "q5_0", {}},
-    {7, "q5_1", {}},
-    {8, "q8_0", DType::kQ8_0},
-    {9, "q8_1", {}},
-    {10, "q2_k", {}},
-    {11, "q3_k", {}},
-    {12, "q4_k", {}},
-    {13, "q5_k", {}},
-    {14, "q6_k", {}},
-    {15, "q8_k", {}},
-    {16, "iq2_xxs", {}},
-    {17, "iq2_xs", {}},
-    {18, "iq3_xxs", {}},
-    {19, "iq1_s", {}},
-    {20, "iq4_nl", {}},
-    {21, "iq3_s", {}},
-    {22, "iq2_s", {}},
-    {23, "iq4_xs", {}},
-    {24, "i8", {}},
-    {25, "i16", {}},
-    {26, "i32", {}},
-    {27, "i64", {}},
-    {28, "f64", {}},
-    {29, "iq1_m", {}},
-    {30, "bf16", DType::kBF16},
-    {34, "tq1_0", {}},
-    {35, "tq2_0", {}},
-    {39, "mxfp4", {}},
-    {40, "nvfp4", {}},
-    {41, "q1_0", {}},
-};
 
 /// Reads forward through the bytes; refuses to step past their end.
 class Cursor {
@@ -206,7 +145,7 @@ struct Counts {
 };
 
 Counts read_preamble(Cursor& cursor) {
-  if (cursor.read<uint32_t>("the magic number") != kMagic) cursor.fail("not a GGUF file");
+  if (cursor.read<uint32_t>("the magic number") != kGgufMagic) cursor.fail("not a GGUF file");
   const auto version = cursor.read<uint32_t>("the version");
   if (version == __builtin_bswap32(2) || version == __builtin_bswap32(3)) {
     cursor.fail("a big-endian GGUF file", "convert the model again on this machine");
@@ -226,14 +165,13 @@ Counts read_preamble(Cursor& cursor) {
 
 DType read_dtype(Cursor& cursor, const std::string& what) {
   const auto id = cursor.read<uint32_t>(what);
-  const auto* type = std::find_if(std::begin(kTensorTypes), std::end(kTensorTypes),
-                                  [id](const TensorType& known) { return known.id == id; });
-  if (type == std::end(kTensorTypes)) cursor.fail(fmt::format("{}: unknown type {}", what, id));
+  const GgufTensorType* type = find_gguf_type(id);
+  if (type == nullptr) cursor.fail(fmt::format("{}: unknown type {}", what, id));
   if (!type->dtype) {
     cursor.fail(
         fmt::format("{}: type {} is not supported", what, type->name),
         fmt::format("{}: requantise to q8_0 (llama-quantize --allow-requantize model.gguf out.gguf Q8_0), or use "
-                    "f32, f16, bf16, q4_0 or q4_1",
+                    "f32, f16, bf16, q4_0, q4_1, q5_0 or q5_1",
                     type->name));
   }
   return *type->dtype;
@@ -249,8 +187,8 @@ Placed read_tensor_info(Cursor& cursor) {
   const std::string name(cursor.read_string(kMaximumTensorName, "a tensor's name"));
   const std::string what = fmt::format("tensor {}", quote(name));
   const auto dimensions = cursor.read<uint32_t>(what);
-  if (dimensions > kMaximumDimensions) {
-    cursor.fail(fmt::format("{}: {} dimensions, at most {} are allowed", what, dimensions, kMaximumDimensions));
+  if (dimensions > kGgufMaximumDimensions) {
+    cursor.fail(fmt::format("{}: {} dimensions, at most {} are allowed", what, dimensions, kGgufMaximumDimensions));
   }
   Placed placed{{.name = name, .dtype = {}, .shape = {}, .bytes = {}}, 0, 0};
   int64_t count = 1;
@@ -330,7 +268,7 @@ GgufFile GgufFile::parse(std::span<const std::byte> bytes, std::string_view name
       cursor.fail(fmt::format("tensor {} occurs twice", quote(tensors.back().view.name)));
     }
   }
-  uint64_t alignment = kDefaultAlignment;
+  uint64_t alignment = kGgufDefaultAlignment;
   if (const auto found = file.metadata_.find("general.alignment"); found != file.metadata_.end()) {
     const auto* value = std::get_if<uint64_t>(&found->second);
     if (value == nullptr || *value == 0 || *value > kMaximumAlignment || (*value & (*value - 1)) != 0) {

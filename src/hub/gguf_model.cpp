@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/utf8.h"
 #include "hub/gguf.h"
+#include "hub/gguf_format.h"
 #include "hub/json.h"
 
 namespace fettle::hub {
@@ -19,15 +20,6 @@ namespace {
 constexpr const char* kOtherSource = "convert the model again, or use its safetensors folder";
 
 using nlohmann::json;
-
-constexpr std::string_view kRopeFactors = "rope_freqs.weight";
-
-struct Architecture {
-  std::string_view name;
-  std::string_view hf_class;
-};
-constexpr std::array<Architecture, 3> kArchitectures = {
-    {{"llama", "LlamaForCausalLM"}, {"qwen2", "Qwen2ForCausalLM"}, {"qwen3", "Qwen3ForCausalLM"}}};
 
 /// Keys below the architecture's name that are read here or cannot change the result. Any other one is refused.
 constexpr std::array<std::string_view, 27> kKnownKeys = {
@@ -60,31 +52,6 @@ constexpr std::array<std::string_view, 27> kKnownKeys = {
     "vocab_size",
 };
 
-struct NamePair {
-  std::string_view gguf;
-  std::string_view hf;
-};
-constexpr std::array<NamePair, 3> kModelNames = {
-    {{"token_embd", "model.embed_tokens"}, {"output_norm", "model.norm"}, {"output", "lm_head"}}};
-constexpr std::array<NamePair, 11> kBlockNames = {{{"attn_norm", "input_layernorm"},
-                                                   {"ffn_norm", "post_attention_layernorm"},
-                                                   {"attn_q", "self_attn.q_proj"},
-                                                   {"attn_k", "self_attn.k_proj"},
-                                                   {"attn_v", "self_attn.v_proj"},
-                                                   {"attn_output", "self_attn.o_proj"},
-                                                   {"attn_q_norm", "self_attn.q_norm"},
-                                                   {"attn_k_norm", "self_attn.k_norm"},
-                                                   {"ffn_gate", "mlp.gate_proj"},
-                                                   {"ffn_up", "mlp.up_proj"},
-                                                   {"ffn_down", "mlp.down_proj"}}};
-
-template <size_t N>
-std::optional<std::string_view> find_name(const std::array<NamePair, N>& names, std::string_view gguf) {
-  const auto* found =
-      std::find_if(names.begin(), names.end(), [gguf](const NamePair& pair) { return pair.gguf == gguf; });
-  return found == names.end() ? std::nullopt : std::optional(found->hf);
-}
-
 /// Typed access to the metadata below the architecture's name; every message names file and key.
 class Metadata {
  public:
@@ -92,9 +59,8 @@ class Metadata {
     const auto found = file.metadata().find("general.architecture");
     const auto* text = found == file.metadata().end() ? nullptr : std::get_if<std::string>(&found->second);
     if (text == nullptr) fail(ExitCode::kData, "general.architecture is missing or not a string");
-    const auto* known = std::find_if(kArchitectures.begin(), kArchitectures.end(),
-                                     [text](const Architecture& architecture) { return architecture.name == *text; });
-    if (known == kArchitectures.end()) {
+    const GgufArchitecture* known = find_gguf_architecture(*text);
+    if (known == nullptr) {
       fail(ExitCode::kConfig, fmt::format("architecture {} is not supported from GGUF", quote(*text)),
            "llama (with mistral), qwen2 and qwen3 are; use the model's safetensors folder for others");
     }
@@ -105,7 +71,7 @@ class Metadata {
     throw Error(code, fmt::format("{}: {}", file_.name(), what), hint);
   }
 
-  [[nodiscard]] const Architecture& architecture() const { return architecture_; }
+  [[nodiscard]] const GgufArchitecture& architecture() const { return architecture_; }
   [[nodiscard]] std::string key(std::string_view suffix) const {
     return fmt::format("{}.{}", architecture_.name, suffix);
   }
@@ -189,7 +155,7 @@ class Metadata {
 
  private:
   const GgufFile& file_;
-  Architecture architecture_;
+  GgufArchitecture architecture_;
 };
 
 int64_t read_head_dim(const Metadata& metadata, int64_t hidden, int64_t heads) {
@@ -264,7 +230,7 @@ json read_rope_scaling(const Metadata& metadata, const json& config) {
   const std::string old_key = metadata.key("rope.scale_linear");
   const auto old_factor = metadata.find_number(old_key);
   const auto factor = metadata.find_number(metadata.key("rope.scaling.factor"));
-  const TensorView* factors = metadata.find_tensor(kRopeFactors);
+  const TensorView* factors = metadata.find_tensor(kGgufRopeFactors);
   if (factors != nullptr) {
     if (!type.empty() && type != "none") {
       metadata.fail(ExitCode::kConfig, "both rope_freqs.weight and rope.scaling.type are given");
@@ -292,28 +258,6 @@ int64_t read_vocabulary(const Metadata& metadata) {
                                                metadata.key("vocab_size"), *stated, embedding->shape[0]));
   }
   return embedding->shape[0];
-}
-
-/// blk.<n>.<module> → model.layers.<n>.<module>; nothing if it is not one.
-std::optional<std::string> block_tensor_name(std::string_view module) {
-  if (!module.starts_with("blk.")) return std::nullopt;
-  const size_t dot = module.find('.', 4);
-  if (dot == std::string_view::npos || dot == 4) return std::nullopt;
-  const std::string_view number = module.substr(4, dot - 4);
-  if (number.find_first_not_of("0123456789") != std::string_view::npos) return std::nullopt;
-  const auto known = find_name(kBlockNames, module.substr(dot + 1));
-  return known ? std::optional(fmt::format("model.layers.{}.{}", number, *known)) : std::nullopt;
-}
-
-std::optional<std::string> tensor_name(std::string_view gguf) {
-  const size_t dot = gguf.rfind('.');
-  if (dot == std::string_view::npos) return std::nullopt;
-  const std::string_view module = gguf.substr(0, dot);
-  const std::string_view suffix = gguf.substr(dot);
-  if (suffix != ".weight" && suffix != ".bias") return std::nullopt;
-  std::optional<std::string> name = block_tensor_name(module);
-  if (const auto known = find_name(kModelNames, module); known) name = *known;
-  return name ? std::optional(*name + std::string(suffix)) : std::nullopt;
 }
 
 }  // namespace
@@ -364,18 +308,16 @@ std::vector<TensorView> GgufFile::model_tensors() const {
   const bool interleaved = metadata.architecture().name == "llama";
   std::vector<TensorView> result;
   for (const TensorView& stored : tensors_) {
-    if (stored.name == kRopeFactors) continue;
-    auto name = tensor_name(stored.name);
+    if (stored.name == kGgufRopeFactors) continue;
+    auto name = hf_tensor_name(stored.name);
     if (!name) {
       metadata.fail(ExitCode::kData, fmt::format("tensor {} has no counterpart in a {} model", quote(stored.name),
                                                  metadata.architecture().name));
     }
     TensorView& view = result.emplace_back(stored);
     view.name = std::move(*name);
-    const bool query = view.name.find(".q_proj.") != std::string::npos;
-    const bool key = view.name.find(".k_proj.") != std::string::npos;
-    if (!interleaved || (!query && !key)) continue;
-    view.interleaved_heads = settings[query ? "num_attention_heads" : "num_key_value_heads"];
+    if (!interleaved || (!is_query(view.name) && !is_key(view.name))) continue;
+    view.interleaved_heads = settings[is_query(view.name) ? "num_attention_heads" : "num_key_value_heads"];
     if (view.shape.empty() || view.shape[0] % (2 * view.interleaved_heads) != 0) {
       metadata.fail(ExitCode::kData, fmt::format("tensor {}: its rows do not divide into {} heads", quote(stored.name),
                                                  view.interleaved_heads));

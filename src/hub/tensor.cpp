@@ -12,7 +12,7 @@ struct DTypeFacts {
 };
 
 /// In the order of the enum.
-constexpr std::array<DTypeFacts, 13> kFacts = {{
+constexpr std::array<DTypeFacts, 15> kFacts = {{
     {"F64", {1, 8}},
     {"F32", {1, 4}},
     {"F16", {1, 2}},
@@ -26,6 +26,8 @@ constexpr std::array<DTypeFacts, 13> kFacts = {{
     {"Q8_0", {32, 34}},
     {"Q4_0", {32, 18}},
     {"Q4_1", {32, 20}},
+    {"Q5_0", {32, 22}},
+    {"Q5_1", {32, 24}},
 }};
 
 const DTypeFacts& facts(DType dtype) {

@@ -12,9 +12,9 @@
 namespace fettle::hub {
 
 /// Element types of safetensors files, and the block-quantised types of GGUF files (blocks of 32 elements of a row).
-enum class DType { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool, kQ8_0, kQ4_0, kQ4_1 };
+enum class DType { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1 };
 
-/// "F32", "BF16", "I64", … as safetensors spells them, "Q8_0", "Q4_0", "Q4_1" as GGUF does.
+/// "F32", "BF16", "I64", … as safetensors spells them, "Q8_0", "Q4_0", … as GGUF does.
 std::string_view dtype_name(DType dtype);
 
 /// Bytes are stored in whole blocks: one element a block for plain types, 32 for quantised ones.
@@ -40,8 +40,8 @@ struct TensorView {
 int64_t element_count(const TensorView& view);
 
 /// Elements [first, first + out.size()) of the tensor, in row-major Hugging Face order, as float32. Any range may be
-/// asked for; ranges that start at whole rows are fastest. Plain f64 f32 f16 bf16 and q8_0 q4_0 q4_1; integers and
-/// bool throw Error{kData} naming the tensor. Thread-safe: parallelism is the caller's.
+/// asked for; ranges that start at whole rows are fastest. Plain f64 f32 f16 bf16 and q8_0 q4_0 q4_1 q5_0 q5_1;
+/// integers and bool throw Error{kData} naming the tensor. Thread-safe: parallelism is the caller's.
 void read_floats(const TensorView& view, std::span<float> out, int64_t first = 0);
 
 }  // namespace fettle::hub

@@ -119,7 +119,7 @@ struct Tokenizer::State {
   [[nodiscard]] Span core(int32_t id, const Span& offsets, std::string_view text) const;
   [[nodiscard]] bool special_touches_user(const Encoding& encoding, const SegmentedText& text) const;
   [[nodiscard]] std::vector<Placement> template_tokens(const SegmentedText& text) const;
-  [[nodiscard]] std::pair<std::vector<int32_t>, std::vector<int32_t>> surroundings() const;
+  [[nodiscard]] Surroundings surroundings() const;
   void append_literal(const SegmentedText& text, Span piece, Encoding& encoding) const;
 };
 
@@ -152,8 +152,7 @@ void Tokenizer::State::build(const TokenizerFiles& from, const TokenizerPlan& pl
   tool_use_template = plan.tool_use_template;
 }
 
-/// The ids that the post-processor puts before and after any text.
-std::pair<std::vector<int32_t>, std::vector<int32_t>> Tokenizer::State::surroundings() const {
+Tokenizer::Surroundings Tokenizer::State::surroundings() const {
   Encoding bare;
   Encoding processed;
   append_encoded(handle.get(), "a", false, {0, 0}, bare);
@@ -319,8 +318,7 @@ Encoding Tokenizer::encode(const SegmentedText& text, bool add_special_tokens) c
     return plain;
   }
   Encoding encoding;
-  const auto [before, after] =
-      add_special_tokens ? state_->surroundings() : std::pair<std::vector<int32_t>, std::vector<int32_t>>();
+  const auto [before, after] = add_special_tokens ? state_->surroundings() : Surroundings();
   encoding.ids = before;
   encoding.offsets.resize(before.size());
   size_t position = 0;
@@ -399,6 +397,16 @@ const std::string& Tokenizer::chat_template() const {
 }
 const std::string& Tokenizer::tool_use_template() const {
   return state_->tool_use_template;
+}
+Tokenizer::Surroundings Tokenizer::surroundings() const {
+  return state_->surroundings();
+}
+std::string Tokenizer::json() const {
+  rust::Buffer text;
+  rust::Buffer error;
+  rust::check(fettle_tokenizer_json(state_->handle.get(), text.out(), error.out()), error, ExitCode::kInternal,
+              "cannot write the tokenizer");
+  return text.string();
 }
 const std::vector<std::filesystem::path>& Tokenizer::files() const {
   return state_->files;

@@ -95,6 +95,18 @@ class Tokenizer {
   /// The one named tool_use, which transformers takes for a chat with tools; empty if there is none.
   [[nodiscard]] const std::string& tool_use_template() const;
 
+  /// The ids that encode(text, true) puts before and after a text's own tokens. Throws Error{kData} if the tokenizer
+  /// changes those, too.
+  struct Surroundings {
+    std::vector<int32_t> before;
+    std::vector<int32_t> after;
+  };
+  [[nodiscard]] Surroundings surroundings() const;
+
+  /// The text of a tokenizer.json: the file's vocabulary and merges, every other part as transformers makes it, and all
+  /// added tokens.
+  [[nodiscard]] std::string json() const;
+
   /// The files that were read and that a saved adapter or model needs beside it; empty after from_files.
   [[nodiscard]] const std::vector<std::filesystem::path>& files() const;
   /// SHA-256 over everything that decides encode, decode and the chat template.

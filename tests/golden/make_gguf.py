@@ -4,7 +4,8 @@
     python tests/golden/make_gguf.py [FOLDER]
 
 The `gguf` package writes the files as llama.cpp's converter does (q and k rows of llama models interleaved, Llama 3's
-rope scaling as rope_freqs). <name>.safetensors holds every tensor, dequantised by transformers, in float32.
+rope scaling as rope_freqs). <name>.safetensors holds every tensor, dequantised by transformers, in float32. types.gguf holds the same
+values in every type that Fettle writes.
 """
 
 import pathlib
@@ -24,7 +25,7 @@ LLAMA3 = {"factor": 32.0, "low": 1.0, "high": 4.0, "original": 8192, "theta": 50
 # name: (architecture, head size, intermediate, vocabulary, output.weight of its own, type of each kind of tensor)
 MODELS = {
     "llama": ("llama", 8, 64, 64, False, {
-        "token_embd": Type.Q8_0, "attn_q": Type.Q4_0, "attn_k": Type.Q4_1, "attn_v": Type.F16, "attn_output": Type.BF16,
+        "token_embd": Type.Q8_0, "attn_q": Type.Q4_0, "attn_k": Type.Q4_1, "attn_v": Type.Q5_0, "attn_output": Type.Q5_1,
         "ffn_gate": Type.Q4_1, "ffn_up": Type.Q4_0, "ffn_down": Type.F32}),
     "qwen2": ("qwen2", 8, 32, 32, True, {}),
     "qwen3": ("qwen3", 16, 32, 32, True, {"attn_q": Type.F16, "attn_output": Type.BF16}),
@@ -97,6 +98,32 @@ def write(path, name):
     writer.close()
 
 
+def write_types(path):
+    """One matrix in every type, named by it. Its rows have scales of all sizes, ties, and nothing but one value."""
+    random = numpy.random.default_rng(5)
+    values = random.standard_normal((24, 64), dtype=numpy.float32)
+    values[:12] *= numpy.float32(10.0) ** numpy.arange(-9, 3, dtype=numpy.float32)[:, None]
+    values[12] = 0
+    values[13, 1:] = -3
+    values[14] = 0.375
+    values[15] = -7
+    values[16] = numpy.arange(-32, 32) / 2  # quotients that lie in the middle of two integers
+    values[17] = numpy.arange(64) % 17 - 8.5
+    values[18, ::2] = 0
+    values[19] = 1e-42
+    values[20, :2] = 65519, -65519
+    values[21] = numpy.float32(2.0) ** -25 * numpy.arange(64)  # subnormal halves, and ties between them
+    writer = gguf.GGUFWriter(path, "llama")
+    for stored in (Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1):
+        # ggml's and gguf's quotients by a scale that is nearly 0 are no numbers; a half's is 0 there, and so are they.
+        source = numpy.where(abs(values) < 1e-38, 0, values) if stored.name.startswith("Q") else values
+        writer.add_tensor(stored.name, gguf.quants.quantize(source, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def dequantised(path):
     """Every tensor of a GGUF file as transformers gives it to the model, tied ones once."""
     config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
@@ -113,6 +140,7 @@ def dequantised(path):
 
 def main(folder):
     folder.mkdir(parents=True, exist_ok=True)
+    write_types(folder / "types.gguf")
     for name in MODELS:
         path = folder / f"{name}.gguf"
         write(path, name)

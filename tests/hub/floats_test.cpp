@@ -75,9 +75,18 @@ TEST(ReadFloats, DecodesQuantisedBlocks) {
   const auto q4_0 = floats_of({.name = "q", .dtype = DType::kQ4_0, .shape = {32}, .bytes = as_bytes(q4_0_bytes)});
   const std::string q4_1_bytes = half + minus_one + nibbles();
   const auto q4_1 = floats_of({.name = "q", .dtype = DType::kQ4_1, .shape = {32}, .bytes = as_bytes(q4_1_bytes)});
+  // The fifth bit of every odd element is set.
+  const std::string odd = little_endian(0xAAAAAAAAU);
+  const std::string q5_0_bytes = half + odd + nibbles();
+  const auto q5_0 = floats_of({.name = "q", .dtype = DType::kQ5_0, .shape = {32}, .bytes = as_bytes(q5_0_bytes)});
+  const std::string q5_1_bytes = half + minus_one + odd + nibbles();
+  const auto q5_1 = floats_of({.name = "q", .dtype = DType::kQ5_1, .shape = {32}, .bytes = as_bytes(q5_1_bytes)});
   for (int i = 0; i < 32; ++i) {
     const float nibble = static_cast<float>(i < 16 ? i : 31 - i);
+    const float five_bits = nibble + static_cast<float>(i % 2 * 16);
     const auto at = static_cast<size_t>(i);
+    EXPECT_EQ(q5_0[at], 0.5F * (five_bits - 16));
+    EXPECT_EQ(q5_1[at], 0.5F * five_bits - 1);
     EXPECT_EQ(q8_0[at], 0.5F * static_cast<float>(i - 16));
     EXPECT_EQ(q4_0[at], 0.5F * (nibble - 8));
     EXPECT_EQ(q4_1[at], 0.5F * nibble - 1);

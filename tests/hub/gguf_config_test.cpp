@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hub/gguf.h"
-#include "hub/gguf_writer.h"
+#include "hub/gguf_bytes.h"
 #include "hub/support.h"
 
 namespace fettle::hub {

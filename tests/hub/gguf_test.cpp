@@ -3,7 +3,7 @@
 
 #include <gmock/gmock.h>
 
-#include "hub/gguf_writer.h"
+#include "hub/gguf_bytes.h"
 #include "hub/support.h"
 #include "hub/tensor_source.h"
 
@@ -95,7 +95,8 @@ const std::vector<Case> kTensors = {
     {"UnknownType", with_tensor(gguf_tensor("a", {1}, 99, 0), 4), "tensor 'a': unknown type 99"},
     {"RemovedType", with_tensor(gguf_tensor("a", {32}, 4, 0), 40), "unknown type 4"},
     {"Q4K", with_tensor(gguf_tensor("a", {256}, 12, 0), 144), "type q4_k is not supported; q4_k: requantise to q8_0"},
-    {"Q5_0", with_tensor(gguf_tensor("a", {32}, 6, 0), 22), "type q5_0 is not supported"},
+    {"Q5_0CutOff", with_tensor(gguf_tensor("a", {32}, 6, 0), 21), "22 bytes at 0 lie outside the file"},
+    {"Q5_1CutOff", with_tensor(gguf_tensor("a", {32}, 7, 0), 23), "24 bytes at 0 lie outside the file"},
     {"IntegerType", with_tensor(gguf_tensor("a", {1}, 26, 0), 4), "type i32 is not supported"},
     {"HalfABlock", with_tensor(gguf_tensor("a", {16, 2}, kQ8, 0), 34), "rows of 16 are not whole blocks of 32"},
     {"Misaligned", with_tensor(gguf_tensor("a", {1}, kF32, 4), 8), "offset 4 is not a multiple of 32"},

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 
-#include <csignal>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -11,6 +9,7 @@
 #include "hub/safetensors.h"
 #include "hub/support.h"
 #include "hub/tensor_source.h"
+#include "support/file_size_limit.h"
 
 namespace fettle::hub {
 namespace {
@@ -93,27 +92,6 @@ TEST(WriteSafetensors, RefusesTensorsThatNoReaderWouldAccept) {
   refuse({bytes.view("__metadata__")}, "cannot be written");
   refuse({bytes.view("a", DType::kQ8_0, {32})}, "cannot be written");
 }
-
-/// Lets files grow to 4096 bytes only: what a full disk does to the writer, without filling one.
-class FileSizeLimit {
- public:
-  FileSizeLimit() {
-    ::getrlimit(RLIMIT_FSIZE, &before_);
-    const rlimit limit = {4096, before_.rlim_max};
-    handler_ = std::signal(SIGXFSZ, SIG_IGN);
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    ::setrlimit(RLIMIT_FSIZE, &before_);
-    std::signal(SIGXFSZ, handler_);
-  }
-  FileSizeLimit(const FileSizeLimit&) = delete;
-  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
-
- private:
-  rlimit before_{};
-  void (*handler_)(int) = nullptr;
-};
 
 TEST(WriteSafetensors, KeepsTheOldFileWhenTheDiskIsFull) {
   const TemporaryFolder folder;
