@@ -177,13 +177,14 @@ int64_t read_head_dim(const Metadata& metadata, int64_t hidden, int64_t heads) {
 }
 
 /// llama.cpp stores Llama 3's rope scaling only as its result, one divisor a frequency. The parameters that Llama 3
-/// models use are tried, and accepted if they give these divisors.
+/// models use are tried, and accepted if they give these divisors; the length that they were first trained with may be
+/// stated.
 json infer_llama3_scaling(const Metadata& metadata, const TensorView& factors, const json& config) {
   constexpr double kLow = 1;
   constexpr double kHigh = 4;
-  constexpr double kOriginal = 8192;
   const int64_t head_dim = config["head_dim"];
   const double theta = config["rope_theta"];
+  const int64_t original = metadata.find_integer(metadata.key("rope.scaling.original_context_length")).value_or(8192);
   std::vector<float> stored;
   if (head_dim >= 2 && element_count(factors) == head_dim / 2) {
     stored.resize(static_cast<size_t>(head_dim / 2));
@@ -194,7 +195,7 @@ json infer_llama3_scaling(const Metadata& metadata, const TensorView& factors, c
   for (size_t i = 0; equal && i < stored.size(); ++i) {
     const double wavelength =
         2 * std::numbers::pi * std::pow(theta, 2 * static_cast<double>(i) / static_cast<double>(head_dim));
-    const double smooth = std::clamp((kOriginal / wavelength - kLow) / (kHigh - kLow), 0.0, 1.0);
+    const double smooth = std::clamp((static_cast<double>(original) / wavelength - kLow) / (kHigh - kLow), 0.0, 1.0);
     const double expected = 1 / ((1 - smooth) / factor + smooth);
     equal = std::abs(stored[i] - expected) <= 1e-4 * expected;
   }
@@ -206,11 +207,11 @@ json infer_llama3_scaling(const Metadata& metadata, const TensorView& factors, c
           {"factor", factor},
           {"low_freq_factor", kLow},
           {"high_freq_factor", kHigh},
-          {"original_max_position_embeddings", static_cast<int64_t>(kOriginal)}};
+          {"original_max_position_embeddings", original}};
 }
 
 json yarn_scaling(const Metadata& metadata, double factor) {
-  for (const char* suffix : {"attn_factor", "yarn_attn_factor", "yarn_ext_factor"}) {
+  for (const char* suffix : {"yarn_attn_factor", "yarn_ext_factor"}) {
     const std::string key = metadata.key(fmt::format("rope.scaling.{}", suffix));
     if (metadata.find_number(key).value_or(1) != 1) {
       metadata.fail(ExitCode::kConfig, fmt::format("metadata {} other than 1 is not supported", key));
@@ -221,6 +222,10 @@ json yarn_scaling(const Metadata& metadata, double factor) {
                   {"beta_fast", metadata.find_number(metadata.key("rope.scaling.yarn_beta_fast")).value_or(32)},
                   {"beta_slow", metadata.find_number(metadata.key("rope.scaling.yarn_beta_slow")).value_or(1)}};
   scaling["original_max_position_embeddings"] = metadata.size("rope.scaling.original_context_length");
+  // It comes on top of the factor that YaRN's authors give and llama.cpp applies by itself.
+  if (const double own = metadata.find_number(metadata.key("rope.scaling.attn_factor")).value_or(1); own != 1) {
+    scaling["attention_factor"] = own * (factor <= 1 ? 1 : 0.1 * std::log(factor) + 1);
+  }
   return scaling;
 }
 
@@ -292,6 +297,7 @@ json GgufFile::config() const {
   };
   if (metadata.architecture().name == "llama" && !mistral) {
     config["attention_bias"] = metadata.find_tensor("blk.0.attn_q.bias") != nullptr;
+    if (metadata.find_tensor("blk.0.ffn_gate.bias") != nullptr) config["mlp_bias"] = true;
   }
   if (mistral) config["sliding_window"] = window;
   if (json scaling = read_rope_scaling(metadata, config); !scaling.is_null()) config["rope_scaling"] = scaling;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "hub/gguf.h"
@@ -92,6 +93,7 @@ TEST(GgufConfig, ReadsTheOptionalKeys) {
   EXPECT_EQ(Model("qwen3").with("attention.key_length", 16U).config()["head_dim"], 16);
   EXPECT_EQ(Model().tensor("output.weight", {32, 2}).config()["tie_word_embeddings"], false);
   EXPECT_EQ(Model().tensor("blk.0.attn_q.bias", {32}).config()["attention_bias"], true);
+  EXPECT_EQ(Model().tensor("blk.0.ffn_gate.bias", {64}).config()["mlp_bias"], true);
   EXPECT_FALSE(Model("qwen2").config().contains("attention_bias"));
   const std::string eos = "tokenizer.ggml.eos_token_id";
   EXPECT_EQ(Model().set(eos, gguf_entry(eos, 7U)).config()["eos_token_id"], 7);
@@ -112,6 +114,13 @@ TEST(GgufConfig, StatesRopeScaling) {
                 .config()["rope_scaling"],
             json::parse(R"({"rope_type": "yarn", "factor": 4.0, "beta_fast": 32, "beta_slow": 1,
                             "original_max_position_embeddings": 32})"));
+  const json own_factor = Model()
+                              .with("rope.scaling.type", std::string_view("yarn"))
+                              .with("rope.scaling.factor", 4.0F)
+                              .with("rope.scaling.original_context_length", 32U)
+                              .with("rope.scaling.attn_factor", 0.5F)
+                              .config()["rope_scaling"];
+  EXPECT_DOUBLE_EQ(own_factor["attention_factor"], 0.5 * (0.1 * std::log(4.0) + 1));
   EXPECT_FALSE(Model().with("rope.scaling.type", std::string_view("none")).config().contains("rope_scaling"));
 }
 

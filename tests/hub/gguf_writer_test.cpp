@@ -21,13 +21,12 @@ using testing::IsEmpty;
 
 /// A tensor with the values 0, 1, 2, …
 GgufTensor counting(const std::string& name, DType dtype, std::vector<int64_t> shape) {
-  GgufTensor tensor{
-      .name = name,
-      .dtype = dtype,
-      .source = {.name = "source of " + name, .dtype = DType::kF32, .shape = std::move(shape), .bytes = {}}};
-  tensor.values.resize(static_cast<size_t>(element_count(tensor.source)));
-  std::iota(tensor.values.begin(), tensor.values.end(), 0.0F);
-  return tensor;
+  TensorView source;
+  source.name = "source of " + name;
+  source.shape = std::move(shape);
+  std::vector<float> values(static_cast<size_t>(element_count(source)));
+  std::iota(values.begin(), values.end(), 0.0F);
+  return {name, dtype, std::move(source), 0, std::move(values)};
 }
 
 std::vector<float> floats_of(const TensorView& view) {
