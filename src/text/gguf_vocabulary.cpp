@@ -72,7 +72,9 @@ std::string replaced(std::string text, std::string_view from, std::string_view t
 class Builder {
  public:
   Builder(const Tokenizer& tokenizer, int64_t vocab_size)
-      : definition_(json::parse(tokenizer.json())), model_(definition_.at("model")) {
+      : definition_(json::parse(tokenizer.json())),
+        model_(definition_.at("model")),
+        has_chat_template_(tokenizer.has_chat_template()) {
     if (tokenizer.vocab_size() > vocab_size) {
       throw Error(ExitCode::kData,
                   fmt::format("the tokenizer has {} tokens, the model {}", tokenizer.vocab_size(), vocab_size),
@@ -175,8 +177,8 @@ class Builder {
     if (text_at(pre_tokenizer, "type") == "Metaspace" && text_at(pre_tokenizer, "replacement") == kSpace &&
         !flag_at(pre_tokenizer, "split", true)) {
       const std::string scheme = text_at(pre_tokenizer, "prepend_scheme");
-      vocabulary_.add_space_prefix |= scheme != "never";
-      vocabulary_.prefix_at_start_only = scheme == "first";
+      vocabulary_.prefix_is_inexact = scheme == "first";
+      vocabulary_.add_space_prefix |= scheme == "always" || (scheme == "first" && !has_chat_template_);
       replaces = true;
     } else if (!pre_tokenizer.is_null()) {
       refuse(fmt::format("pre_tokenizer {}", spelled(pre_tokenizer)));
@@ -241,6 +243,7 @@ class Builder {
 
   const json definition_;
   const json& model_;
+  bool has_chat_template_;
   size_t size_ = 0;
   GgufVocabulary vocabulary_;
 };

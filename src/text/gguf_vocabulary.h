@@ -29,13 +29,15 @@ struct GgufVocabulary {
   std::vector<int32_t> types;       ///< GgufTokenType, by id
   std::vector<float> scores;        ///< llama: a pair that makes a token of a higher score is merged first; gpt2: empty
   std::vector<std::string> merges;  ///< gpt2: "left right", in order; llama: empty
-  bool add_space_prefix = false;    ///< a space is put before a text, by llama.cpp also after each special token
-  bool prefix_at_start_only = false;  ///< the tokenizer itself puts it at the beginning alone
+  bool add_space_prefix = false;    ///< llama: a space is put before a text, and after each special token
+  bool prefix_is_inexact = false;   ///< the tokenizer itself puts one at the beginning alone
 };
 
-/// `vocab_size`: the model's; ids without a token get a name of their own and are never used. Throws Error{kConfig}
-/// naming the part of the tokenizer for which llama.cpp has no counterpart, {kData} for one that its loader would end
-/// the program over (tokens that are equal, sentencepiece without all bytes) or that does not fit the model.
+/// Where llama.cpp's two ways with the space before a text are both not the tokenizer's, the one is taken that is right
+/// in chats, or, without a chat template, the one that is right at the beginning. `vocab_size`: the model's; ids
+/// without a token get a name of their own and are never used. Throws Error{kConfig} naming the part of the tokenizer
+/// for which llama.cpp has no counterpart, {kData} for one that its loader would end the program over (tokens that are
+/// equal, sentencepiece without all bytes) or that does not fit the model.
 GgufVocabulary make_gguf_vocabulary(const Tokenizer& tokenizer, int64_t vocab_size);
 
 /// llama.cpp's name for how a byte-level tokenizer splits texts (tokenizer.ggml.pre): `pre_tokenizer` of a

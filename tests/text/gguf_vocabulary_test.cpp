@@ -65,8 +65,8 @@ TEST(GgufVocabulary, OfSentencepieceHasThePiecesAndOrderOfTheModel) {
     const SentencePieceModel model = parse_sentencepiece(read_file(file), file.string());
     EXPECT_EQ(vocabulary.model, "llama");
     EXPECT_EQ(vocabulary.pre, "default");
-    EXPECT_TRUE(vocabulary.add_space_prefix);
-    EXPECT_EQ(vocabulary.prefix_at_start_only, name == "mistral-v3");
+    EXPECT_EQ(vocabulary.add_space_prefix, name != "mistral-v3");
+    EXPECT_EQ(vocabulary.prefix_is_inexact, name == "mistral-v3");
     EXPECT_THAT(vocabulary.merges, IsEmpty());
     ASSERT_EQ(vocabulary.tokens.size(), model.pieces.size() + 2);
     EXPECT_EQ(vocabulary.tokens.back(), fmt::format("[PAD{}]", model.pieces.size() + 1));
@@ -84,6 +84,17 @@ TEST(GgufVocabulary, OfSentencepieceHasThePiecesAndOrderOfTheModel) {
     }
     expect_same_order(vocabulary, model);
   }
+}
+
+TEST(GgufVocabulary, KnowsTheNormalizerThatPutsSpaces) {
+  TokenizerFiles files{.name = "test"};
+  files.tokenizer_json = read_file(golden::tokenizer_folder("mistral-v3") / "tokenizer.json");
+  files.model_type = "mistral";  // loaded as the file says
+  const Tokenizer tokenizer = Tokenizer::from_files(files);
+  const GgufVocabulary vocabulary = make_gguf_vocabulary(tokenizer, tokenizer.vocab_size());
+  EXPECT_EQ(vocabulary.model, "llama");
+  EXPECT_TRUE(vocabulary.add_space_prefix);
+  EXPECT_FALSE(vocabulary.prefix_is_inexact);
 }
 
 TEST(GgufVocabulary, OfByteLevelBpeHasTheMergesAndNamesTheSplit) {
@@ -194,6 +205,23 @@ TEST(GgufVocabulary, ScoresTokensInTheOrderOfTheirMerges) {
   EXPECT_FALSE(vocabulary.add_space_prefix);
   const std::vector<float> scores(vocabulary.scores.begin() + 256, vocabulary.scores.end());
   EXPECT_THAT(scores, ElementsAre(-3, -4, 0, -5, -2, -1));
+}
+
+TEST(GgufVocabulary, PutsTheSpaceWhereTheTokenizerDoesInChats) {
+  const auto prefix = [](const std::string& scheme, const std::string& config) {
+    json definition = json::parse(sentencepiece({"a"}, json::array()));
+    definition["pre_tokenizer"]["prepend_scheme"] = scheme;
+    const Tokenizer tokenizer =
+        Tokenizer::from_files({.name = "test", .tokenizer_json = definition.dump(), .tokenizer_config = config});
+    const GgufVocabulary vocabulary = make_gguf_vocabulary(tokenizer, 257);
+    return std::pair(vocabulary.add_space_prefix, vocabulary.prefix_is_inexact);
+  };
+  const std::string chat = R"({"chat_template": "{{ messages }}"})";
+  EXPECT_EQ(prefix("always", "{}"), std::pair(true, false));
+  EXPECT_EQ(prefix("always", chat), std::pair(true, false));
+  EXPECT_EQ(prefix("never", "{}"), std::pair(false, false));
+  EXPECT_EQ(prefix("first", "{}"), std::pair(true, true));
+  EXPECT_EQ(prefix("first", chat), std::pair(false, true));
 }
 
 TEST(GgufVocabulary, RefusesMergesThatNoScoresGive) {
