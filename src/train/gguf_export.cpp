@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "device/device.h"
@@ -45,7 +46,9 @@ bool has_blocks(DType dtype) {
   return hub::block_layout(dtype).elements > 1;
 }
 
+/// Removes, too, what an export that was killed left beside it.
 void require_free(const fs::path& output, bool overwrite) {
+  remove_stale_temporaries(output.has_parent_path() ? output.parent_path() : fs::path("."));
   if (overwrite || !hub::path_exists(output)) return;
   throw Error(ExitCode::kConfig, fmt::format("output: {} is there already", output.string()),
               "give another name, or overwrite_output=true");

@@ -149,9 +149,13 @@ void describe_vocabulary(hub::GgufMetadata& metadata, const text::GgufVocabulary
   if (vocabulary.model != "llama") return;
   metadata.numbers("tokenizer.ggml.scores", vocabulary.scores);
   metadata.flag("tokenizer.ggml.add_space_prefix", vocabulary.add_space_prefix);
-  if (vocabulary.prefix_at_start_only) {
+  if (!vocabulary.prefix_is_inexact) return;
+  if (vocabulary.add_space_prefix) {
+    log::warning("llama.cpp puts a space also after each special token, this tokenizer before a text alone");
+  } else {
     log::warning(
-        "llama.cpp puts a space also after each special token, this tokenizer at the beginning of a text alone");
+        "llama.cpp puts no space before a text, this tokenizer before one that begins with no special token: prompt it "
+        "through the chat template");
   }
 }
 
