@@ -8,12 +8,12 @@
 #include <fmt/ranges.h>
 
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "base/error.h"
+#include "hub/encode.h"
 #include "hub/json.h"
 #include "hub/quantization.h"
 
@@ -115,32 +115,11 @@ std::vector<std::byte> bytes_of(const std::vector<T>& values) {
   return bytes;
 }
 
-/// To nearest even; a number too large becomes infinity.
-uint16_t half_bits(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  const auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
-  const uint32_t magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return sign | 0x7E00u;
-  if (magnitude < 0x38800000u) {  // below 2⁻¹⁴: a multiple of 2⁻²⁴
-    return sign | static_cast<uint16_t>(std::nearbyint(std::bit_cast<float>(magnitude) * 0x1p24f));
-  }
-  const uint32_t rounded = magnitude + 0xFFFu + ((magnitude >> 13) & 1u);
-  return sign | (rounded >= 0x47800000u ? 0x7C00u : static_cast<uint16_t>((rounded - 0x38000000u) >> 13));
-}
-
-uint16_t bfloat_bits(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FC0u;
-  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-}
-
 std::vector<std::byte> float_bytes(const std::vector<float>& values, DType type) {
-  if (type == DType::kF32) return bytes_of(values);
-  std::vector<uint16_t> narrow(values.size());
-  for (size_t i = 0; i < values.size(); ++i) {
-    narrow[i] = type == DType::kF16 ? half_bits(values[i]) : bfloat_bits(values[i]);
-  }
-  return bytes_of(narrow);
+  const auto width = static_cast<size_t>(block_layout(type).bytes);
+  std::vector<std::byte> bytes(values.size() * width);
+  encode_floats(values, type, bytes.data());
+  return bytes;
 }
 
 StoredTensor stored(std::string name, const Words& grid) {

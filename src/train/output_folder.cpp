@@ -33,17 +33,24 @@ constexpr const char* kLockFile = ".lock";
 
 /// Options of `fettle train` that change no number of the training.
 const std::set<std::string_view>& free_options() {
-  static const std::set<std::string_view> names = {
-      "cache_dir", "tokenizer_name", "ddp_timeout", "peer_timeout", "ddp_bucket_cap_mb", "zero_stage",
-      "section_timeouts", "device", "num_threads", "fused_ops", "do_train", "do_eval", "gradient_checkpointing",
-      // How often and where.
-      "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "report_to", "logging_dir", "metrics_port",
-      "nproc_per_node", "profile_steps", "save_strategy", "save_steps", "grad_spike_limit", "save_minutes",
-      "async_save", "save_total_limit", "output_dir", "overwrite_output_dir", "max_shard_size",
-      "resume_from_checkpoint", "log_level", "verify_saved_model",
-      // Evaluation records and the cache of tokens.
-      "per_device_eval_batch_size", "validation_file", "max_eval_samples", "preprocessing_num_workers",
-      "dataset_cache_directory", "overwrite_cache"};
+  static const std::set<std::string_view> names = [] {
+    std::set<std::string_view> found = {
+        "cache_dir", "tokenizer_name", "ddp_timeout", "peer_timeout", "ddp_bucket_cap_mb", "zero_stage",
+        "section_timeouts", "device", "num_threads", "fused_ops", "do_train", "do_eval", "gradient_checkpointing",
+        // How often and where.
+        "eval_strategy", "eval_steps", "logging_steps", "logging_first_step", "report_to", "logging_dir",
+        "metrics_port", "nproc_per_node", "profile_steps", "save_strategy", "save_steps", "grad_spike_limit",
+        "save_minutes", "async_save", "save_total_limit", "output_dir", "overwrite_output_dir", "max_shard_size",
+        "resume_from_checkpoint", "log_level", "verify_saved_model",
+        // Evaluation records and the cache of tokens.
+        "per_device_eval_batch_size", "validation_file", "max_eval_samples", "preprocessing_num_workers",
+        "dataset_cache_directory", "overwrite_cache"};
+    // What is done with the result.
+    for (const auto& options : {config::table::quantization_options(), config::table::benchmark_options()}) {
+      for (const config::Option& option : options) found.insert(option.name);
+    }
+    return found;
+  }();
   return names;
 }
 
