@@ -139,7 +139,15 @@ def test_chat_templates_and_special_tokens(export, model_of, name):
 # Fettle reads it back
 
 
-def logits(fettle, tmp_path, model, bf16, **options):
+@pytest.fixture
+def logits(fettle, tmp_path):
+    def evaluate(model, bf16, **options):
+        return our_logits(fettle, tmp_path, model, bf16, **options)
+
+    return evaluate
+
+
+def our_logits(fettle, tmp_path, model, bf16, **options):
     records = tmp_path / "records.jsonl"
     ids = numpy.random.default_rng(1).integers(3, 500, (6, 40)).tolist()
     records.write_text("".join(json.dumps({"input_ids": row, "labels": row}) + "\n" for row in ids))
@@ -150,18 +158,18 @@ def logits(fettle, tmp_path, model, bf16, **options):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fettle_reads_back_the_same_model(fettle, export, tiny_models, tmp_path, family, dtype):
+def test_fettle_reads_back_the_same_model(logits, export, tiny_models, family, dtype):
     folder = tiny_models(family, dtype=dtype)
     kind = "f32" if dtype == "float32" else "bf16"
-    before = logits(fettle, tmp_path, folder, dtype == "bfloat16")
-    after = logits(fettle, tmp_path, export(folder, kind), dtype == "bfloat16", tokenizer_name=folder)
+    before = logits(folder, dtype == "bfloat16")
+    after = logits(export(folder, kind), dtype == "bfloat16", tokenizer_name=folder)
     assert before.keys() == after.keys()
     for name, expected in before.items():
         assert torch.equal(after[name], expected), name
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_fettle_reads_back_what_it_quantized(fettle, export, tmp_path, kind):
+def test_fettle_reads_back_what_it_quantized(logits, export, tmp_path, kind):
     """Against the same model whose weights the gguf package dequantised."""
     file = export(STORIES260K, kind)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 5)
@@ -176,8 +184,8 @@ def test_fettle_reads_back_what_it_quantized(fettle, export, tmp_path, kind):
             values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         weights[name] = torch.from_numpy(values.copy())
     safetensors.torch.save_file(weights, plain / "model.safetensors", metadata={"format": "pt"})
-    expected = logits(fettle, tmp_path, plain, False)
-    for name, found in logits(fettle, tmp_path, file, False, tokenizer_name=STORIES260K).items():
+    expected = logits(plain, False)
+    for name, found in logits(file, False, tokenizer_name=STORIES260K).items():
         assert torch.equal(found, expected[name]), name
 
 
