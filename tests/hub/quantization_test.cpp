@@ -26,7 +26,8 @@ QuantizedMatrix random_matrix(int bits, int64_t group, bool symmetric, bool mixe
   for (int64_t i = 0; i < kRows * kColumns; ++i) matrix.codes.push_back(static_cast<uint8_t>(random() % (1u << bits)));
   for (int64_t i = 0; i < kRows * groups; ++i) {
     matrix.scales.push_back(0.25f * static_cast<float>(1 + random() % 64));
-    if (!symmetric) matrix.zeros.push_back(static_cast<uint8_t>(1 + random() % ((1u << bits) - 1)));
+    // From 1 on, which every layout can store; one bit has only 0 besides the middle.
+    if (!symmetric) matrix.zeros.push_back(static_cast<uint8_t>(bits == 1 ? i % 2 : 1 + random() % ((1u << bits) - 1)));
   }
   for (int64_t i = 0; mixed_groups && i < kColumns; ++i) matrix.group_of.push_back(static_cast<int32_t>(i % groups));
   return matrix;
