@@ -107,10 +107,8 @@ class Conversation {
   }
 
   void reset() {
-    messages_ = data::Record::array();
+    messages_ = builder_.opening(config_.generation.system_prompt);
     turn_ = 0;
-    const std::string& system = config_.generation.system_prompt;
-    if (!system.empty()) messages_.push_back({{"role", "system"}, {"content", system}});
   }
 
   /// Prints the answer to `text` as it comes. Where it cannot be given, the conversation is as before.

@@ -325,6 +325,13 @@ std::vector<int32_t> PromptBuilder::generation_prompt(const std::string& user, c
   return ids;
 }
 
+Record PromptBuilder::opening(const std::string& system) const {
+  const Record messages = instruction_conversation({}, system).messages;
+  Record first = Record::array();
+  if (messages[0]["role"] == "system") first.push_back(messages[0]);
+  return first;
+}
+
 std::vector<int32_t> PromptBuilder::chat_prompt(const Record& messages) const {
   if (!chat_) require_chat_template(config_, tokenizer_);
   return encode(chat_->chat.render(messages, true)).ids;

@@ -43,6 +43,9 @@ class PromptBuilder {
   /// What comes before the answer to `user`, with `system` before it if not empty.
   [[nodiscard]] std::vector<int32_t> generation_prompt(const std::string& user, const std::string& system) const;
 
+  /// The messages that come before the first of a user's: a system message, or none. `system`: as generation_prompt.
+  [[nodiscard]] Record opening(const std::string& system) const;
+
   /// What comes before the assistant's next message after `messages` (role, content). Throws Error{kConfig} as
   /// require_chat_template, {kData} with the template's own words for messages that it refuses.
   [[nodiscard]] std::vector<int32_t> chat_prompt(const Record& messages) const;
