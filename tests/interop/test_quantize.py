@@ -25,10 +25,10 @@ def records(write_jsonl):
 @pytest.fixture
 def quantize(fettle, tiny_models, records, tmp_path):
     def run(expect=0, **options):
-        options = {"model_name_or_path": tiny_models("llama_blocks"), "train_file": records,
-                   "output_dir": tmp_path / "quantized", "max_perplexity_ratio": 0, **EVAL, **options}
-        return fettle("quantize", expect=expect, **options)
+        return fettle("quantize", expect=expect, **{"output_dir": tmp_path / "quantized", **run.options, **options})
 
+    run.options = {"model_name_or_path": tiny_models("llama_blocks"), "train_file": records, "max_perplexity_ratio": 0,
+                   **EVAL}
     return run
 
 
@@ -80,24 +80,34 @@ def test_refuses_what_is_quantized_or_there_already(quantize, tmp_path):
     assert "is quantized already" in done.stderr
 
 
-def test_reports_and_refuses_a_perplexity_that_explodes(quantize, tmp_path):
-    done = quantize(expect=76, woq_bits=2, max_perplexity_ratio=1.0001)
+def test_reports_and_refuses_a_perplexity_that_explodes(fettle, tmp_path):
+    done = fettle("quantize", expect=76, model_name_or_path=conftest.STORIES260K, woq_bits=2,
+                  validation_file=conftest.REPOSITORY / "examples/data/tinystories_valid_350.jsonl", max_eval_samples=8,
+                  output_dir=tmp_path / "quantized")
     assert "max_perplexity_ratio" in done.stderr
     results = json.loads((tmp_path / "quantized/all_results.json").read_text())
     assert results["perplexity_ratio"] == pytest.approx(results["eval_perplexity"] / results["eval_perplexity_before"])
-    assert results["perplexity_ratio"] > 1.0001
+    assert results["perplexity_ratio"] > 1.5
     card = (tmp_path / "quantized/README.md").read_text()
     assert str(results["eval_perplexity"]) in card
 
 
-def test_a_stopped_quantization_goes_on(quantize, fettle, tiny_models, records, tmp_path):
+@pytest.fixture
+def start(program_cache):
+    """Starts the program, and does not wait for it."""
+    def start(*arguments, **options):
+        program = conftest.Program(conftest.find_program("fettle"), program_cache)
+        command = [str(program.path), *arguments, *(conftest.option(key, value) for key, value in options.items())]
+        return subprocess.Popen(command, env=program.environment, stderr=subprocess.PIPE)
+
+    return start
+
+
+def test_a_stopped_quantization_goes_on(quantize, start, tmp_path):
     """Stopped after its first layer, and started again: the same bytes as without a stop, by less work."""
     options = {"woq_algo": "AWQ", "woq_bits": 4, "woq_group_size": 32, **CALIBRATION}
     quantize(output_dir=tmp_path / "whole", **options)
-    given = {"model_name_or_path": tiny_models("llama_blocks"), "train_file": records,
-             "output_dir": tmp_path / "stopped", "max_perplexity_ratio": 0, **EVAL, **options}
-    command = [str(fettle.path), "quantize", *(conftest.option(key, value) for key, value in given.items())]
-    process = subprocess.Popen(command, env=fettle.environment, stderr=subprocess.PIPE)
+    process = start("quantize", **quantize.options, **{**options, "output_dir": tmp_path / "stopped"})
     first = tmp_path / "stopped/.layers/layer-00000.safetensors"
     deadline = time.monotonic() + 120
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -106,14 +116,14 @@ def test_a_stopped_quantization_goes_on(quantize, fettle, tiny_models, records, 
     process.communicate(timeout=60)
     assert process.returncode == 75
     assert not (tmp_path / "stopped/config.json").exists()
-    done = fettle("quantize", **given)
+    done = quantize(output_dir=tmp_path / "stopped", **options)
     assert "layer 1 of 3 is there already" in done.stderr
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not (tmp_path / "stopped/.layers").exists()
 
 
-def test_layers_of_another_quantization_are_not_taken(quantize, fettle, tiny_models, records, tmp_path):
+def test_layers_of_another_quantization_are_not_taken(quantize, tmp_path):
     quantize(output_dir=tmp_path / "three", woq_bits=3)
     layers = tmp_path / "four/.layers"
     layers.mkdir(parents=True)
