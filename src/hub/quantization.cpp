@@ -161,15 +161,18 @@ json quantization_config(const Quantization& quantization) {
     case QuantizedLayout::kGptqV2:
       break;
   }
-  return {{"quant_method", "gptq"},
-          {"checkpoint_format", quantization.layout == QuantizedLayout::kGptq ? "gptq" : "gptq_v2"},
-          {"bits", quantization.bits},
-          {"group_size", quantization.group},
-          {"sym", quantization.symmetric},
-          {"desc_act", quantization.act_order},
-          {"static_groups", false},
-          {"true_sequential", true},
-          {"lm_head", false}};
+  json config = {{"quant_method", "gptq"},
+                 {"checkpoint_format", quantization.layout == QuantizedLayout::kGptq ? "gptq" : "gptq_v2"},
+                 {"bits", quantization.bits},
+                 {"group_size", quantization.group},
+                 {"sym", quantization.symmetric},
+                 {"desc_act", quantization.act_order},
+                 {"static_groups", false},
+                 {"true_sequential", true},
+                 {"lm_head", false}};
+  // The kernel that gptqmodel 7.7 takes for these on a CPU knows no zero points.
+  if (quantization.bits == 4 && quantization.group == -1 && !quantization.symmetric) config["backend"] = "gptq_torch";
+  return config;
 }
 
 }  // namespace fettle::hub

@@ -87,6 +87,7 @@ def relative_difference(ours, theirs):
 GPTQ = [
     *({"woq_bits": bits, "woq_group_size": 32} for bits in (2, 3, 4, 8)),
     {"woq_bits": 4, "woq_group_size": 64, "woq_scheme": "asym"},
+    {"woq_bits": 4, "woq_group_size": -1, "woq_scheme": "asym"},
     {"woq_bits": 8, "woq_group_size": -1, "woq_scheme": "asym"},
     {"woq_bits": 4, "woq_group_size": 32, "woq_algo": "GPTQ", "act_order": True},
     {"woq_bits": 4, "woq_group_size": 32, "woq_scheme": "asym", "woq_algo": "GPTQ", "act_order": True, "static_groups": True},
