@@ -65,8 +65,8 @@ def serve(model, adapters, context):
     parameters.n_parallel = 1
     parameters.warmup = False
     parameters.fit_params = False
-    parameters.cpuparams.n_threads = 2
-    parameters.cpuparams_batch.n_threads = 2
+    parameters.cpuparams.n_threads = 1
+    parameters.cpuparams_batch.n_threads = 1
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(parameters)
