@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/core.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <array>
@@ -40,13 +41,14 @@ void note_interrupt(int signal) {
   interrupted = 1;
 }
 
-/// On a terminal Ctrl-C belongs to the conversation. Without SA_RESTART: it ends the wait for a line.
+/// On a terminal Ctrl-C belongs to the conversation. SA_RESTART: it must not cut off what is being printed.
 void catch_interrupts() {
   struct sigaction action {};
   ::sigaction(SIGINT, nullptr, &action);
   if (action.sa_handler == SIG_IGN) return;
   action = {};
   action.sa_handler = note_interrupt;
+  action.sa_flags = SA_RESTART;
   ::sigaction(SIGINT, &action, nullptr);
 }
 
@@ -72,15 +74,27 @@ class Lines {
   bool read_more() {
     constexpr size_t kLargest = 64'000'000;
     std::array<char, 65536> piece{};
+    ssize_t size = 0;
+    do {
+      if (!wait_for_input()) return false;
+      size = ::read(STDIN_FILENO, piece.data(), piece.size());
+    } while (size < 0 && errno == EINTR);
+    if (size < 0) throw system_error("cannot read standard input", errno);
+    text_.append(piece.data(), static_cast<size_t>(size));
+    if (text_.size() > kLargest) {
+      throw Error(ExitCode::kData, "a line of standard input has more than 64 MB", "give a shorter text");
+    }
+    return size > 0;
+  }
+
+  /// False where Ctrl-C came. That is looked at ten times a second: a signal between a look and the wait, or one that
+  /// another thread handles, does not end the wait.
+  static bool wait_for_input() {
+    constexpr int kMilliseconds = 100;
+    pollfd input = {STDIN_FILENO, POLLIN, 0};
     while (interrupted == 0) {
-      const ssize_t size = ::read(STDIN_FILENO, piece.data(), piece.size());
-      if (size < 0 && errno == EINTR) continue;
-      if (size < 0) throw system_error("cannot read standard input", errno);
-      text_.append(piece.data(), static_cast<size_t>(size));
-      if (text_.size() > kLargest) {
-        throw Error(ExitCode::kData, "a line of standard input has more than 64 MB", "give a shorter text");
-      }
-      return size > 0;
+      const int ready = ::poll(&input, 1, kMilliseconds);
+      if (ready > 0 || (ready < 0 && errno != EINTR)) return true;
     }
     return false;
   }
@@ -195,8 +209,8 @@ int chat(const Arguments& arguments) {
   }
   Lines lines;
   for (;;) {
+    interrupted = 0;  // what stopped the last answer; before the prompt invites the next
     if (shows_prompt) print_now("> ");
-    interrupted = 0;
     const auto line = lines.next();
     if (!line) {
       if (shows_prompt) print_now("\n");

@@ -159,16 +159,16 @@ TEST_P(RefusedUse, IsTheUsersError) {
 
 INSTANTIATE_TEST_SUITE_P(
     Generate, RefusedUse,
-    testing::Values(BadUse{{"generate"}, ExitCode::kUsage, "prompt or prompts_file"},
-                    BadUse{{"generate", "--prompt=a", "--prompts_file=b.txt"}, ExitCode::kConfig, "prompts_file"},
-                    BadUse{{"generate", "--prompts_file=b.txt"}, ExitCode::kUsage, "output"},
-                    BadUse{
-                        {"generate", "--prompts_file=/absent.txt", "--output=/dev/null"}, ExitCode::kNoInput, "absent"},
-                    BadUse{{"generate", "--prompts_file=/dev/null", "--output=o.jsonl"}, ExitCode::kUsage, "null"},
-                    BadUse{{"generate", "--prompt=a", "--stop_strings=[\"\"]"}, ExitCode::kUsage, "stop_strings"},
-                    BadUse{{"generate", "--prompt=a", "--do_sample", "--min_p=1.5"}, ExitCode::kUsage, "min_p"},
-                    BadUse{{"generate", "--prompt=a", "--min_p=0.1"}, ExitCode::kConfig, "do_sample is false"},
-                    BadUse{{"generate", "--prompt=a", "--output=b"}, ExitCode::kConfig, "prompts_file is not set"}));
+    testing::Values(
+        BadUse{{"generate"}, ExitCode::kUsage, "prompt or prompts_file"},
+        BadUse{{"generate", "--prompt=a", "--prompts_file=b.txt"}, ExitCode::kConfig, "prompts_file"},
+        BadUse{{"generate", "--prompts_file=b.txt"}, ExitCode::kUsage, "output"},
+        BadUse{{"generate", "--prompts_file=/absent.txt", "--output=/dev/null"}, ExitCode::kNoInput, "absent"},
+        BadUse{{"generate", "--prompts_file=/absent.doc", "--output=/dev/null"}, ExitCode::kUsage, "absent.doc"},
+        BadUse{{"generate", "--prompt=a", "--stop_strings=[\"\"]"}, ExitCode::kUsage, "stop_strings"},
+        BadUse{{"generate", "--prompt=a", "--do_sample", "--min_p=1.5"}, ExitCode::kUsage, "min_p"},
+        BadUse{{"generate", "--prompt=a", "--min_p=0.1"}, ExitCode::kConfig, "do_sample is false"},
+        BadUse{{"generate", "--prompt=a", "--output=b"}, ExitCode::kConfig, "prompts_file is not set"}));
 
 INSTANTIATE_TEST_SUITE_P(
     Chat, RefusedUse,
