@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 import transformers
 
-GGUF = sorted((conftest.REPOSITORY / "tests/data/gguf").glob("*.gguf"))
+GOLDENS = conftest.REPOSITORY / "tests/data/gguf"
+MODELS = [GOLDENS / f"{name}.gguf" for name in make_gguf.MODELS]
 SMOLLM2 = conftest.REPOSITORY / ".downloads/SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
           torch.int8, torch.uint8, torch.bool]  # fmt: skip
@@ -111,7 +112,7 @@ def test_adapter_config_is_the_one_that_peft_writes(hub_files, tiny_models, tmp_
     assert equal(loaded.state_dict(), adapted.state_dict())
 
 
-@pytest.mark.parametrize("path", [*GGUF, SMOLLM2], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*MODELS, SMOLLM2], ids=lambda path: path.stem)
 def test_gguf_weights_are_those_of_transformers(hub_files, tmp_path, path):
     if path == SMOLLM2 and not path.exists():
         pytest.skip("SmolLM2's GGUF file is not there: `make demo` fetches it")
@@ -122,6 +123,7 @@ def test_gguf_weights_are_those_of_transformers(hub_files, tmp_path, path):
 
 def test_gguf_goldens_are_what_their_script_makes(tmp_path):
     make_gguf.main(tmp_path)
-    for path in GGUF:
-        for name in (path.name, f"{path.stem}.safetensors"):
-            assert filecmp.cmp(path.with_name(name), tmp_path / name, shallow=False), name
+    names = sorted(path.name for path in GOLDENS.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for name in names:
+        assert filecmp.cmp(GOLDENS / name, tmp_path / name, shallow=False), name
