@@ -140,7 +140,7 @@ const json& ConfigReader::raw(std::string_view key) {
 
 void ConfigReader::refuse_unread() const {
   for (const auto& [key, value] : object_.items()) {
-    if (!read_.contains(key) && !value.is_null()) {
+    if (!read_.contains(key) && !value.is_null() && !key.starts_with('_')) {
       throw Error(ExitCode::kConfig,
                   fmt::format("{}: key '{}' is not known to this version and may change the mathematics", place_, key),
                   "remove it if it changes nothing for this model, or use a version that knows it");

@@ -46,7 +46,7 @@ class ConfigReader {
 
   /// Counts the key as read, whatever its value.
   void ignore(std::string_view key) { read_.insert(std::string(key)); }
-  /// Throws if any key has not been read.
+  /// Throws if any key has not been read, but for those with an underscore first: transformers keeps them for itself.
   void refuse_unread() const;
 
   [[noreturn]] void fail(std::string_view key, const std::string& problem) const;

@@ -180,6 +180,7 @@ TEST(DecoderSpec, RefusesByName) {
 TEST(DecoderSpec, IgnoresWhatChangesNothing) {
   EXPECT_NO_THROW(DecoderSpec::from_config(with({{"architectures", {"LlamaForCausalLM"}},
                                                  {"torch_dtype", "bfloat16"},
+                                                 {"_model_name_or_path", "x"},
                                                  {"transformers_version", "4.40"},
                                                  {"pretraining_tp", 1},
                                                  {"attention_dropout", 0.0},
