@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+#include <cstdio>
 #include <set>
 #include <string_view>
 #include <utility>
@@ -20,13 +20,7 @@ namespace fettle::cli {
 std::vector<int32_t> stop_tokens(const train::ModelInputs& inputs, const config::GenerationConfig& generation) {
   const text::Tokenizer& tokenizer = inputs.tokenizer;
   std::set<int32_t> ids;
-  const nlohmann::json& configured = inputs.base.generation_config.value("eos_token_id", nlohmann::json());
-  if (configured.is_number_integer()) ids.insert(configured.get<int32_t>());
-  if (configured.is_array()) {
-    for (const nlohmann::json& id : configured) {
-      if (id.is_number_integer()) ids.insert(id.get<int32_t>());
-    }
-  }
+  for (const int64_t id : hub::configured_eos_ids(inputs.base.generation_config)) ids.insert(static_cast<int32_t>(id));
   if (ids.empty()) ids.insert(inputs.spec.eos_ids.begin(), inputs.spec.eos_ids.end());
   if (tokenizer.eos_id() && (!generation.raw_prompt || ids.empty())) ids.insert(*tokenizer.eos_id());
   for (const std::string& stop : generation.stop_strings) {
@@ -50,6 +44,11 @@ void check_length(const model::Decoder& model, size_t prompt, int64_t max_new_to
     log::warning("the prompt's {} tokens and max_new_tokens {} exceed the {} positions that the model was made for",
                  prompt, max_new_tokens, model.spec().max_positions);
   }
+}
+
+bool print_now(const std::string& text) {
+  fmt::print("{}", text);
+  return std::fflush(stdout) == 0;
 }
 
 uint64_t seed_of(int64_t seed, size_t index) {

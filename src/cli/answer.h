@@ -24,6 +24,9 @@ std::vector<int32_t> stop_tokens(const train::ModelInputs& inputs, const config:
 /// Refuses a length whose keys and values no memory holds; warns of one that the model was not made for.
 void check_length(const model::Decoder& model, size_t prompt, int64_t max_new_tokens);
 
+/// Writes to standard output at once; false where that fails, which run() tells in the end.
+bool print_now(const std::string& text);
+
 /// The seed of one of several answers: a function of the run's seed and the answer's place alone.
 uint64_t seed_of(int64_t seed, size_t index);
 

@@ -102,11 +102,6 @@ class Lines {
   std::string text_;
 };
 
-bool print_now(const std::string& text) {
-  fmt::print("{}", text);
-  return std::fflush(stdout) == 0;
-}
-
 /// The messages so far, and their keys and values.
 class Conversation {
  public:

@@ -57,11 +57,6 @@ std::string standard_input() {
   return text;
 }
 
-bool print_now(const std::string& text) {
-  fmt::print("{}", text);
-  return std::fflush(stdout) == 0;
-}
-
 /// Refuses an output that would destroy something, or cannot be written, before any work is done.
 void check_output(const config::Config& config) {
   const std::filesystem::path output = config.preprocess.output;

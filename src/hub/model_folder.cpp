@@ -91,6 +91,15 @@ TensorSource ModelFolder::open_weights() const {
   return is_gguf ? TensorSource::open_gguf(GgufFile::open(path)) : TensorSource::open_safetensors(path);
 }
 
+std::vector<int64_t> configured_eos_ids(const nlohmann::json& generation_config) {
+  const nlohmann::json& configured = generation_config.value("eos_token_id", nlohmann::json());
+  std::vector<int64_t> ids;
+  for (const nlohmann::json& id : configured.is_array() ? configured : nlohmann::json::array({configured})) {
+    if (id.is_number_integer()) ids.push_back(id.get<int64_t>());
+  }
+  return ids;
+}
+
 fs::path resolve_folder(const std::string& name, const config::ModelConfig& model, const std::string& option) {
   return resolve_folder_for(name, model, option, purpose_of(option));
 }

@@ -2,9 +2,11 @@
 /// What model_name_or_path resolves to: a folder, a .gguf file, or a snapshot in the hub cache.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "config/config.h"
 #include "hub/tensor_source.h"
@@ -20,6 +22,9 @@ struct ModelFolder {
 
   [[nodiscard]] TensorSource open_weights() const;
 };
+
+/// generation_config.json's eos_token_id, a number or a list; empty if it has none.
+std::vector<int64_t> configured_eos_ids(const nlohmann::json& generation_config);
 
 /// Downloads what is named on the hub and not in the cache. Throws Error as fetch_snapshot; {kData} for a broken
 /// config.json, {kUsage} if the name is empty.

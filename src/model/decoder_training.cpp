@@ -23,10 +23,6 @@
 namespace fettle::model {
 namespace {
 
-std::string module_of(const Parameter& parameter) {
-  return parameter.name().substr(0, parameter.name().rfind('.'));
-}
-
 TensorShape shape_of_a(const Linear& layer, int64_t rank) {
   return {layer.name + ".lora_A.weight", {rank, layer.weight.stored().size(1)}};
 }
@@ -57,11 +53,11 @@ LoraTargets install(DecoderImpl& model, const hub::AdapterConfig& config, const 
     model.head = std::make_shared<Parameter>("lm_head.weight", model.embedding->stored());
   }
   for (Parameter* parameter : model.parameters()) {
-    if (is_saved(module_of(*parameter))) {
-      if (model.gathered && parameter->name().starts_with("model.layers.")) {
+    if (is_saved(module_of(parameter->name()))) {
+      if (model.gathered && is_in_layer(parameter->name())) {
         throw Error(ExitCode::kConfig,
                     fmt::format("lora_modules_to_save trains {} whole, which zero_stage 3 cannot share out",
-                                module_of(*parameter)),
+                                module_of(parameter->name())),
                     "use zero_stage 2");
       }
       parameter->train(start({parameter->name(), parameter->stored().sizes().vec()}));

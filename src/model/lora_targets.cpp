@@ -23,10 +23,6 @@ std::string lower(std::string text) {
   return text;
 }
 
-std::string module_of(const std::string& tensor) {
-  return tensor.substr(0, tensor.rfind('.'));
-}
-
 std::string leaf(const std::string& module) {
   return module.substr(module.rfind('.') + 1);
 }

@@ -40,11 +40,7 @@ constexpr std::array kFamilies = {
 };
 
 /// Keys without influence on logits, loss or gradients: names, bookkeeping, initialisation, defaults of generation.
-constexpr std::array<std::string_view, 58> kHarmless = {"_attn_implementation",
-                                                        "_attn_implementation_autoset",
-                                                        "_commit_hash",
-                                                        "_name_or_path",
-                                                        "architectures",
+constexpr std::array<std::string_view, 55> kHarmless = {"architectures",
                                                         "attn_implementation",
                                                         "auto_map",
                                                         "bad_words_ids",
@@ -95,6 +91,7 @@ constexpr std::array<std::string_view, 58> kHarmless = {"_attn_implementation",
                                                         "transformers.js_config",
                                                         "transformers_version",
                                                         "typical_p",
+                                                        "unk_token_id",
                                                         "unsloth_fixed",
                                                         "unsloth_version",
                                                         "use_cache"};
@@ -324,6 +321,14 @@ std::vector<TensorShape> expected_tensors(const DecoderSpec& spec) {
     linear("lm_head", spec.vocab_size, spec.hidden_size, false);
   }
   return tensors;
+}
+
+bool is_in_layer(std::string_view name) {
+  return name.starts_with("model.layers.");
+}
+
+std::string module_of(const std::string& tensor) {
+  return tensor.substr(0, tensor.rfind('.'));
 }
 
 int64_t parameter_count(const DecoderSpec& spec) {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "hub/quantization.h"
@@ -70,6 +71,12 @@ struct TensorShape {
 /// Every tensor the model has, in the order of the computation; lm_head.weight is absent if it is tied. Of a quantized
 /// model too the plain weights.
 std::vector<TensorShape> expected_tensors(const DecoderSpec& spec);
+
+/// Whether a tensor or module is one of a layer's: "model.layers.7.…".
+bool is_in_layer(std::string_view name);
+
+/// A tensor's module: its name without the last part.
+std::string module_of(const std::string& tensor);
 
 /// Number of weights, tied ones once.
 int64_t parameter_count(const DecoderSpec& spec);

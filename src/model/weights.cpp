@@ -67,6 +67,19 @@ std::string first_few(const std::vector<std::string>& names) {
 
 }  // namespace
 
+at::ScalarType torch_type(hub::DType type) {
+  switch (type) {
+    case hub::DType::kF64:
+      return at::kDouble;
+    case hub::DType::kF16:
+      return at::kHalf;
+    case hub::DType::kBF16:
+      return at::kBFloat16;
+    default:
+      return at::kFloat;
+  }
+}
+
 at::Tensor read_tensor(const std::shared_ptr<const hub::TensorSource>& source, const hub::TensorView& view,
                        at::ScalarType type) {
   if (!is_stored_as(view, type)) {
@@ -84,11 +97,11 @@ std::vector<TensorShape> stored_tensors(const DecoderSpec& spec, const hub::Tens
   if (!spec.quantization) return expected;
   std::vector<TensorShape> stored;
   for (TensorShape& tensor : expected) {
-    const bool is_matrix = tensor.name.starts_with("model.layers.") && tensor.shape.size() == 2;
+    const bool is_matrix = is_in_layer(tensor.name) && tensor.shape.size() == 2;
     std::vector<hub::TensorView> parts;
     if (is_matrix) {
-      const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
-      parts = hub::expected_tensors(*spec.quantization, source, module, tensor.shape[0], tensor.shape[1]);
+      parts =
+          hub::expected_tensors(*spec.quantization, source, module_of(tensor.name), tensor.shape[0], tensor.shape[1]);
     }
     for (hub::TensorView& part : parts) stored.push_back({std::move(part.name), std::move(part.shape)});
     if (parts.empty()) stored.push_back(std::move(tensor));

@@ -15,6 +15,9 @@
 
 namespace fettle::model {
 
+/// The tensor type of plain floats in a file; of blocks, float32. Not for integers.
+at::ScalarType torch_type(hub::DType type);
+
 /// The tensor in `type` (kFloat or kBFloat16). Where the file has it so, the result is the mapped memory itself: it may
 /// not be written, and keeps `source` alive. Otherwise it is converted, by all threads, and the file's bytes leave
 /// memory.

@@ -25,7 +25,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kIdentity = "identity";
-constexpr std::string_view kLayers = "model.layers.";
 
 fs::path layer_file(const Job& job, int64_t index) {
   return job.layers_folder / fmt::format("layer-{:05}.safetensors", index);
@@ -91,8 +90,8 @@ class Progress {
 void require_fitting(const model::DecoderSpec& spec, const hub::Quantization& format) {
   const auto shapes = model::expected_tensors(spec);
   for (const model::TensorShape& tensor : shapes) {
-    if (tensor.shape.size() != 2 || !tensor.name.starts_with(kLayers)) continue;
-    const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
+    if (tensor.shape.size() != 2 || !model::is_in_layer(tensor.name)) continue;
+    const std::string module = model::module_of(tensor.name);
     const int64_t columns = tensor.shape[1];
     if (columns % format.group_of(columns) != 0) {
       throw Error(ExitCode::kConfig,
@@ -134,7 +133,7 @@ void write_quantized_weights(const fs::path& folder, const Job& job, const Metho
     views.insert(views.end(), layers.back().tensors().begin(), layers.back().tensors().end());
   }
   for (const model::TensorShape& tensor : model::expected_tensors(job.spec)) {
-    if (tensor.name.starts_with(kLayers)) continue;
+    if (model::is_in_layer(tensor.name)) continue;
     const hub::TensorView& view = *job.source->find(tensor.name);
     if (view.dtype == method.model_type) {
       views.push_back(view);

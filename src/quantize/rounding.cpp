@@ -19,9 +19,7 @@ at::Tensor grouped(const at::Tensor& matrix, int64_t groups) {
 /// As a number of the type that scales are stored in, and never 0: a group of zeros may have any scale, and one of
 /// weights that underflow keeps its sign.
 at::Tensor storable(const at::Tensor& scales, const Scheme& scheme) {
-  constexpr double kSmallestHalf = 0x1p-24;
-  const double smallest = scheme.scale_type == at::kHalf ? kSmallestHalf : 0x1p-126;
-  return scales.clamp_min(smallest).to(scheme.scale_type).to(at::kFloat);
+  return scales.clamp_min(smallest_scale(scheme.scale_type)).to(scheme.scale_type).to(at::kFloat);
 }
 
 template <typename T>

@@ -12,6 +12,11 @@
 
 namespace fettle::quantize {
 
+/// The smallest scale that a type stores: 2⁻²⁴ in float16, else the smallest normal number.
+constexpr float smallest_scale(at::ScalarType type) {
+  return type == at::kHalf ? 0x1p-24f : 0x1p-126f;
+}
+
 /// What a matrix is rounded to.
 struct Scheme {
   int bits = 4;                            ///< 1 … 8

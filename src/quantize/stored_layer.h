@@ -10,9 +10,6 @@
 
 namespace fettle::quantize {
 
-/// Of a model's tensors: kF32, kF16 or kBF16.
-at::ScalarType torch_type(hub::DType type);
-
 /// The tensor, of any float type, with the bytes it has in `type`.
 hub::StoredTensor store(const std::string& name, const at::Tensor& tensor, hub::DType type);
 

@@ -138,7 +138,7 @@ Stack stack_up(const std::vector<WeightedAdapter>& adapters) {
       stack.config.modules_to_save.push_back(module);
       for (const hub::TensorView& view : adapter.weights.tensors()) {
         const std::string name = view.name.substr(std::string_view(model::kPeftPrefix).size());
-        if (name.substr(0, name.rfind('.')) == module) stack.tensors.push_back({view.name, read_floats(adapter, name)});
+        if (model::module_of(name) == module) stack.tensors.push_back({view.name, read_floats(adapter, name)});
       }
     }
   }

@@ -125,13 +125,10 @@ std::vector<hub::GgufTensor> model_tensors(const model::DecoderSpec& spec, const
   return tensors;
 }
 
-/// generation_config's eos_token_id, else config.json's: a number or a list.
+/// generation_config's, else config.json's.
 std::vector<int64_t> stop_ids(const hub::ModelFolder& folder, const model::DecoderSpec& spec) {
-  const nlohmann::json& configured = folder.generation_config.value("eos_token_id", nlohmann::json());
-  std::vector<int64_t> ids;
-  for (const nlohmann::json& id : configured.is_array() ? configured : nlohmann::json::array({configured})) {
-    if (id.is_number_unsigned()) ids.push_back(id.get<int64_t>());
-  }
+  std::vector<int64_t> ids = hub::configured_eos_ids(folder.generation_config);
+  std::erase_if(ids, [](int64_t id) { return id < 0; });
   return ids.empty() ? spec.eos_ids : ids;
 }
 

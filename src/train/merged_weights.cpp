@@ -2,7 +2,6 @@
 #include "train/merged_weights.h"
 
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
@@ -21,30 +20,13 @@ namespace {
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kHead = "lm_head.weight";
 
-std::string module_of(const std::string& tensor) {
-  return tensor.substr(0, tensor.rfind('.'));
-}
-
 bool contains(const std::vector<std::string>& names, const std::string& name) {
   return std::ranges::find(names, name) != names.end();
 }
 
 /// Whether `adapter` adds to this tensor: a module's bias stays as it is.
 bool adds_to(const WeightedAdapter& adapter, const std::string& tensor) {
-  return tensor.ends_with(".weight") && contains(adapter.targets.adapted, module_of(tensor));
-}
-
-at::ScalarType torch_type(hub::DType type) {
-  switch (type) {
-    case hub::DType::kF64:
-      return at::kDouble;
-    case hub::DType::kF16:
-      return at::kHalf;
-    case hub::DType::kBF16:
-      return at::kBFloat16;
-    default:
-      return at::kFloat;
-  }
+  return tensor.ends_with(".weight") && contains(adapter.targets.adapted, model::module_of(tensor));
 }
 
 }  // namespace
@@ -57,10 +39,11 @@ MergedWeights::MergedWeights(const hub::ModelFolder& base, const model::DecoderS
   for (const WeightedAdapter& adapter : adapters_) {
     sources_.push_back(std::make_shared<const hub::TensorSource>(adapter.weights));
     const std::vector<std::string>& saved = adapter.targets.saved;
-    unties_ |= spec.tied_embeddings && (contains(saved, module_of(kEmbedding)) || contains(saved, module_of(kHead)));
+    unties_ |= spec.tied_embeddings &&
+               (contains(saved, model::module_of(kEmbedding)) || contains(saved, model::module_of(kHead)));
   }
   if (unties_) expected.push_back({kHead, {spec.vocab_size, spec.hidden_size}});
-  const hub::DType only_type = file_type({"", at::empty({0}, stored_type(*base_))});
+  const hub::DType only_type = file_type(stored_type(*base_));
   for (const model::TensorShape& tensor : expected) {
     views_.push_back({tensor.name, base.is_gguf ? only_type : stored(tensor.name).dtype, tensor.shape, {}});
   }
@@ -75,7 +58,7 @@ bool MergedWeights::is_changed(const hub::TensorView& view) const {
   const hub::TensorView& old = stored(view.name);
   return old.dtype != view.dtype || old.interleaved_heads != 0 ||
          std::ranges::any_of(adapters_, [&view](const WeightedAdapter& adapter) {
-           return adds_to(adapter, view.name) || contains(adapter.targets.saved, module_of(view.name));
+           return adds_to(adapter, view.name) || contains(adapter.targets.saved, model::module_of(view.name));
          });
 }
 
@@ -88,14 +71,14 @@ bool MergedWeights::rounds_to(hub::DType type) const {
 at::Tensor MergedWeights::compute(const std::string& name) const {
   at::Tensor sum;
   for (size_t i = 0; i < adapters_.size() && !sum.defined(); ++i) {
-    if (!contains(adapters_[i].targets.saved, module_of(name))) continue;
+    if (!contains(adapters_[i].targets.saved, model::module_of(name))) continue;
     sum = model::read_tensor(sources_[i], *sources_[i]->find(model::kPeftPrefix + name), at::kFloat);
   }
   if (!sum.defined()) sum = model::read_tensor(base_, stored(name), at::kFloat);
   for (size_t i = 0; i < adapters_.size(); ++i) {
     if (!adds_to(adapters_[i], name)) continue;
     const auto matrix = [&](const char* which) {
-      const std::string full = fmt::format("{}{}.{}.weight", model::kPeftPrefix, module_of(name), which);
+      const std::string full = fmt::format("{}{}.{}.weight", model::kPeftPrefix, model::module_of(name), which);
       return model::read_tensor(sources_[i], *sources_[i]->find(full), at::kFloat);
     };
     const double scale = adapters_[i].name.weight * model::lora_scaling(adapters_[i].config);
@@ -111,7 +94,7 @@ std::span<const std::byte> MergedWeights::bytes(const hub::TensorView& view) {
   hub::TensorView result = view;
   read_ = stored(view.name).bytes;
   if (is_changed(view)) {
-    current_ = compute(view.name).to(torch_type(view.dtype)).contiguous();
+    current_ = compute(view.name).to(model::torch_type(view.dtype)).contiguous();
     result.bytes = bytes_of(current_);
   } else {
     result.bytes = read_;

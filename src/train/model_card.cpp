@@ -46,9 +46,12 @@ std::string results_table(const nlohmann::ordered_json& results) {
   return table;
 }
 
+/// How to use a folder that is a model.
+constexpr std::string_view kModelUsage = "fettle generate --model_name_or_path=path/to/this/folder --prompt=\"...\"\n";
+
 std::string usage(const config::Config& config) {
   const std::string here = "path/to/this/folder";
-  if (!config.lora.use_peft) return fmt::format("fettle generate --model_name_or_path={} --prompt=\"...\"\n", here);
+  if (!config.lora.use_peft) return std::string(kModelUsage);
   const std::string name = base_name(config);
   const std::string base = name == config.model.model_name_or_path ? name : "path/to/" + name;
   return fmt::format("fettle generate --model_name_or_path={} --adapter_name_or_path={}{} --prompt=\"...\"\n", base,
@@ -95,7 +98,19 @@ std::string merged_model_card(const config::Config& config, const nlohmann::orde
     card += fmt::format("| {} | {} |\n", (is_folder ? name.filename() : name).string(), adapter.at("weight").dump());
   }
   card += "\n" + results_table(results) + "\n## Use\n\n```\n";
-  return card + "fettle generate --model_name_or_path=path/to/this/folder --prompt=\"...\"\n```\n";
+  return card + std::string(kModelUsage) + "```\n";
+}
+
+std::string quantized_model_card(const config::Config& config, const nlohmann::ordered_json& results) {
+  const std::string base = base_name(config);
+  std::string card = "---\n";
+  card += fmt::format("base_model: {}\nbase_model_relation: quantized\n", nlohmann::json(base).dump());
+  card += "library_name: transformers\npipeline_tag: text-generation\n";
+  card += fmt::format("tags: [fettle, {}]\n---\n\n", config.quantization.woq_algo);
+  card += fmt::format("# {} in {} bits\n\n", base, config.quantization.woq_bits);
+  card += "The linear layers' weights are whole numbers with scales; embeddings, head and norms are as they were. ";
+  card += "Made with Fettle.\n\n" + results_table(results) + "\n## Use\n\n```\n";
+  return card + std::string(kModelUsage) + "```\n";
 }
 
 }  // namespace fettle::train

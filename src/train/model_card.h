@@ -16,6 +16,9 @@ std::string model_card(const config::Config& config, const nlohmann::ordered_jso
 /// The same of a merged model: the base and `merged_adapters` of the results instead of records and options.
 std::string merged_model_card(const config::Config& config, const nlohmann::ordered_json& results);
 
+/// The same of a quantized model.
+std::string quantized_model_card(const config::Config& config, const nlohmann::ordered_json& results);
+
 /// The arguments, each after a blank, that load the base as the run had it: " --load_in_4bit=true"; empty if it was not
 /// quantized.
 std::string quantization_arguments(const config::ModelConfig& model);

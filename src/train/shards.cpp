@@ -15,13 +15,9 @@
 namespace fettle::train {
 namespace {
 
-bool is_in_layer(const std::string& name) {
-  return name.starts_with("model.layers.");
-}
-
 /// What goes to one rank as a whole: "model.layers.7" of its tensors, any other tensor by itself.
 std::string unit_of(const std::string& name) {
-  return is_in_layer(name) ? name.substr(0, name.find('.', std::string_view("model.layers.").size())) : name;
+  return model::is_in_layer(name) ? name.substr(0, name.find('.', std::string_view("model.layers.").size())) : name;
 }
 
 }  // namespace
@@ -49,7 +45,7 @@ std::map<std::string, int64_t> tensor_owners(const model::DecoderSpec& spec, int
       units.push_back(unit);
       sizes.push_back(0);
     }
-    const bool counts = is_trained || is_in_layer(unit);
+    const bool counts = is_trained || model::is_in_layer(unit);
     if (counts) sizes.back() += c10::multiply_integers(tensor.shape);
   }
   const std::vector<int64_t> parts = share_out(sizes, ranks);
@@ -103,7 +99,7 @@ Shards::Shards(std::shared_ptr<dist::Group> group, int64_t stage, std::vector<mo
   }
   for (size_t i = 0; i < parameters_.size(); ++i) {
     owners_.push_back(owners.at(parameters_[i].name));
-    is_elsewhere_[i] = is_in_layer(parameters_[i].name);
+    is_elsewhere_[i] = model::is_in_layer(parameters_[i].name);
   }
 }
 

@@ -85,7 +85,7 @@ void save_shared_model(dist::Group& group, const fs::path& folder, const std::ve
   std::map<std::string, size_t> places;
   for (const SharedTensor& weight : weights) {
     places[weight.name] = views.size();
-    views.push_back({weight.name, file_type({weight.name, at::empty({0}, type)}), weight.shape, {}});
+    views.push_back({weight.name, file_type(type), weight.shape, {}});
   }
   write_model_files(folder, inputs.base, inputs.tokenizer, type);
   at::Tensor values;

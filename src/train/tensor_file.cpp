@@ -15,19 +15,19 @@
 
 namespace fettle::train {
 
-hub::DType file_type(const model::NamedTensor& tensor) {
+hub::DType file_type(at::ScalarType type) {
   static const std::map<at::ScalarType, hub::DType> table = {
       {at::kDouble, hub::DType::kF64},    {at::kFloat, hub::DType::kF32}, {at::kHalf, hub::DType::kF16},
       {at::kBFloat16, hub::DType::kBF16}, {at::kLong, hub::DType::kI64},  {at::kByte, hub::DType::kU8}};
-  const auto found = table.find(tensor.tensor.scalar_type());
+  const auto found = table.find(type);
   if (found != table.end()) return found->second;
-  throw Error(ExitCode::kInternal, fmt::format("tensor {} has a type that safetensors does not", tensor.name));
+  throw Error(ExitCode::kInternal, fmt::format("safetensors has no type for {} tensors", c10::toString(type)));
 }
 
 TensorViews::TensorViews(const std::vector<model::NamedTensor>& tensors) {
   for (const model::NamedTensor& tensor : tensors) {
     const at::Tensor& data = storage_.emplace_back(tensor.tensor.detach().cpu().contiguous());
-    views_.push_back({tensor.name, file_type(tensor), data.sizes().vec(), bytes_of(data)});
+    views_.push_back({tensor.name, file_type(data.scalar_type()), data.sizes().vec(), bytes_of(data)});
   }
 }
 
@@ -70,7 +70,8 @@ void TensorReader::read(const model::NamedTensor& target) {
   const hub::TensorView* stored = source_.find(target.name);
   if (stored == nullptr) fail(target.name, "is missing");
   if (stored->shape != target.tensor.sizes().vec()) fail(target.name, "has another shape");
-  if (stored->dtype != file_type(target) || !target.tensor.is_contiguous()) fail(target.name, "has another type");
+  if (stored->dtype != file_type(target.tensor.scalar_type()) || !target.tensor.is_contiguous())
+    fail(target.name, "has another type");
   const c10::NoGradGuard no_gradients;
   auto* data = const_cast<std::byte*>(stored->bytes.data());  // from_blob has no const form
   target.tensor.detach().copy_(at::from_blob(data, stored->shape, target.tensor.options().device(at::kCPU)));

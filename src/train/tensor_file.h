@@ -27,8 +27,8 @@ class TensorViews {
   std::vector<hub::TensorView> views_;
 };
 
-/// The type of a tensor as files name it. Throws Error{kInternal} if safetensors has none.
-hub::DType file_type(const model::NamedTensor& tensor);
+/// A tensor's type as files name it. Throws Error{kInternal} if safetensors has none.
+hub::DType file_type(at::ScalarType type);
 
 /// A tensor's bytes, which live as long as it does. It is contiguous and on the CPU.
 std::span<const std::byte> bytes_of(const at::Tensor& tensor);

@@ -67,6 +67,18 @@ TrainingInputs prepare_training(const config::Config& given) {
   return {std::move(config), std::move(model), std::move(data)};
 }
 
+std::optional<RecordsToTry> records_to_try(const config::Config& config, const ModelInputs& inputs) {
+  const config::DataConfig& options = config.data;
+  const bool has_training = !options.train_file.empty() || !options.dataset_name.empty();
+  if (!has_training && options.validation_file.empty()) return std::nullopt;
+  const bool need_training = has_training && options.validation_file.empty();
+  data::PreparedData data = data::prepare(options, inputs.tokenizer, need_training, config.model.cache_dir);
+  const bool is_for_training = !data.validation;
+  RecordsToTry found{is_for_training ? std::move(data.train) : *std::move(data.validation), is_for_training};
+  require_vocabulary(inputs, found.records);
+  return found;
+}
+
 data::OrderOptions training_order(const config::Config& config, const data::TokenDataset& dataset, at::Device device) {
   return fitted({config.data.max_seq_length, config.data.packing, config.data.shuffle, config.training.seed,
                  config.training.per_device_train_batch_size},

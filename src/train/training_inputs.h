@@ -4,6 +4,8 @@
 
 #include <c10/core/Device.h>
 
+#include <optional>
+
 #include "config/config.h"
 #include "data/batch.h"
 #include "data/dataset.h"
@@ -19,6 +21,16 @@ struct TrainingInputs {
 
 /// Throws as load_inputs, data::prepare and require_vocabulary.
 TrainingInputs prepare_training(const config::Config& given);
+
+/// Records that a finished model is tried on.
+struct RecordsToTry {
+  data::TokenDataset records;
+  bool are_for_training;  ///< there are no others
+};
+
+/// The validation records, else those to train on; none if no records are named. Throws as data::prepare and
+/// require_vocabulary.
+std::optional<RecordsToTry> records_to_try(const config::Config& config, const ModelInputs& inputs);
 
 /// The order of the training records, and that of the validation records. For a device that compiles for one shape,
 /// rows are filled; those of one document are no longer than the longest needs, in steps of 128 tokens.
