@@ -6,12 +6,10 @@
 #include <utility>
 
 #include "base/file.h"
-#include "base/log.h"
 #include "cli/quantize.h"
 #include "train/benchmark.h"
 #include "train/inputs.h"
 #include "train/merge.h"
-#include "train/save.h"
 
 namespace fettle::cli {
 namespace fs = std::filesystem;
@@ -27,23 +25,16 @@ config::Config on_model(const config::Config& config, const fs::path& model) {
   return other;
 }
 
-/// Whether there is a result of an earlier start, which a new one makes unless it is to start over.
-bool is_there(const fs::path& folder, const config::Config& config) {
-  if (config.output.overwrite_output_dir || !train::has_result(folder, /*is_adapter=*/false)) return false;
-  log::info("{} is there already", folder.string());
-  return true;
-}
-
 /// The trained model as an ordinary one.
 fs::path whole_model(const config::Config& config, const device::Device& device) {
   const fs::path output = config.output.output_dir;
   if (!config.lora.use_peft) return output;
   const fs::path merged = output / "merged";
-  if (is_there(merged, config)) return merged;
   config::Config merging = config;
   merging.model.adapter_name_or_path = output.string();
   merging.model.load_in_4bit = merging.model.load_in_8bit = merging.model.load_in_fp8 = false;
   merging.output.output_dir = merged.string();
+  merging.output.overwrite_output_dir = true;  // a merge of what the training was before it went on
   train::merge(merging, device.torch_device);
   return merged;
 }
@@ -54,12 +45,11 @@ fs::path quantized_folder(const config::Config& config) {
 }
 
 void quantize_result(const config::Config& config) {
-  const fs::path folder = quantized_folder(config);
-  if (is_there(folder, config)) return;
   const device::Device device = train::start_device(config.device);
   config::Config quantizing = on_model(config, whole_model(config, device));
-  quantizing.output.output_dir = folder.string();
-  quantizing.output.overwrite_output_dir = config.output.overwrite_output_dir;
+  const bool is_own_folder = config.quantization.quantize_output_dir.empty();
+  quantizing.output.output_dir = quantized_folder(config).string();
+  quantizing.output.overwrite_output_dir = is_own_folder || config.output.overwrite_output_dir;
   quantize_model(quantizing, device);
 }
 

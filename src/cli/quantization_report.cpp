@@ -5,11 +5,13 @@
 
 #include <cmath>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "train/model_card.h"
 #include "train/result.h"
 
 namespace fettle::cli {
@@ -24,6 +26,7 @@ Json results_of(const config::QuantizationConfig& options, const QuantizationOut
                   {"woq_scheme", options.woq_scheme},
                   {"bytes_before", outcome.bytes_before},
                   {"bytes_after", outcome.bytes_after},
+                  {"quantize_layers_runtime", outcome.layers_seconds},
                   {"quantize_runtime", outcome.seconds}};
   if (outcome.before && outcome.after) {
     results["eval_records"] = outcome.after->records;
@@ -37,39 +40,34 @@ Json results_of(const config::QuantizationConfig& options, const QuantizationOut
   return results;
 }
 
-std::string card(const config::Config& config, const Json& results) {
-  const std::string base = std::filesystem::path(config.model.model_name_or_path).filename().string();
-  std::string text = "---\n";
-  text += fmt::format("base_model: {}\n", nlohmann::json(base).dump());
-  text += "base_model_relation: quantized\nlibrary_name: transformers\npipeline_tag: text-generation\n";
-  text += fmt::format("tags: [fettle, {}]\n---\n\n", config.quantization.woq_algo);
-  text += fmt::format("# {} in {} bits\n\n", base, config.quantization.woq_bits);
-  text += "The linear layers' weights are whole numbers with scales; embeddings, head and norms are as they were. ";
-  text += "Made with Fettle.\n\n## Results\n\n| measure | value |\n|---|---|\n";
-  for (const auto& [name, value] : results.items()) text += fmt::format("| {} | {} |\n", name, value.dump());
-  text += "\n## Use\n\n```\nfettle generate --model_name_or_path=path/to/this/folder --prompt=\"...\"\n```\n";
-  return text;
-}
-
 }  // namespace
 
 void report_quantization(const config::Config& config, const QuantizationOutcome& outcome) {
   const std::filesystem::path folder = config.output.output_dir;
   const Json results = results_of(config.quantization, outcome);
-  write_file(folder / "README.md", card(config, results));
-  write_file(folder / "all_results.json", results.dump(2) + '\n');
+  write_file(folder / "README.md", train::quantized_model_card(config, results));
+  train::write_made(folder, results, outcome.identity);
   train::write_manifest(folder);
-  log::info("{:.2f} GB became {:.2f} GB in {}", static_cast<double>(outcome.bytes_before) / 1e9,
-            static_cast<double>(outcome.bytes_after) / 1e9, folder.string());
+  log::info("{:.1f} MB became {:.1f} MB in {}", static_cast<double>(outcome.bytes_before) / 1e6,
+            static_cast<double>(outcome.bytes_after) / 1e6, folder.string());
   if (!outcome.before || !outcome.after) {
     log::warning("there are no records to measure perplexity on: give validation_file or train_file");
     return;
   }
-  const double before = outcome.before->perplexity();
-  const double after = outcome.after->perplexity();
-  log::info("perplexity {:.4f} before, {:.4f} after{}", before, after,
+  log::info("perplexity {:.4f} before, {:.4f} after{}", outcome.before->perplexity(), outcome.after->perplexity(),
             outcome.on_training_records ? ", on training records" : "");
-  const double limit = config.quantization.max_perplexity_ratio;
+  require_perplexity(config.quantization, results);
+}
+
+void require_perplexity(const config::QuantizationConfig& options, const Json& results) {
+  if (!results.contains("eval_perplexity")) return;
+  // JSON has no infinity: null.
+  const auto number = [&results](const char* name) {
+    return results[name].is_number() ? results[name].get<double>() : std::numeric_limits<double>::infinity();
+  };
+  const double before = number("eval_perplexity_before");
+  const double after = number("eval_perplexity");
+  const double limit = options.max_perplexity_ratio;
   if (limit > 0 && !(after <= limit * before)) {
     throw Error(ExitCode::kDiverged,
                 fmt::format("perplexity is {:.4g} after quantization and was {:.4g}: more than {} times as much", after,

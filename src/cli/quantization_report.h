@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
 
 #include "config/config.h"
 #include "train/metrics.h"
@@ -16,11 +18,16 @@ struct QuantizationOutcome {
   bool on_training_records = false;  ///< there were no others
   int64_t bytes_before = 0;          ///< of all tensors
   int64_t bytes_after = 0;
-  double seconds = 0;
+  double layers_seconds = 0;  ///< finding and writing the layers' numbers, without evaluation
+  double seconds = 0;         ///< everything
+  std::string identity;       ///< stands for what decides them: train::write_made's
 };
 
 /// Writes all_results.json, README.md and manifest.sha256 into output_dir, and logs the outcome. Throws
 /// Error{kDiverged} if perplexity has risen beyond max_perplexity_ratio.
 void report_quantization(const config::Config& config, const QuantizationOutcome& outcome);
+
+/// Throws as report_quantization, of its all_results.json.
+void require_perplexity(const config::QuantizationConfig& options, const nlohmann::ordered_json& results);
 
 }  // namespace fettle::cli

@@ -25,7 +25,9 @@
 #include "train/output_folder.h"
 #include "train/probe.h"
 #include "train/ranks.h"
+#include "train/result.h"
 #include "train/save.h"
+#include "train/tensor_file.h"
 #include "train/training_inputs.h"
 
 namespace fettle::cli {
@@ -36,13 +38,16 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kLayersFolder = ".layers";
 
+/// Whether an input's group has to be stated for each: only GPTQ's files have a place for it.
+bool states_groups(const config::QuantizationConfig& options) {
+  return options.woq_algo == "GPTQ" && options.act_order && !options.static_groups && options.woq_group_size != -1;
+}
+
 hub::QuantizedLayout layout(const config::QuantizationConfig& options) {
   if (options.woq_format == "gptq") return hub::QuantizedLayout::kGptq;
   if (options.woq_format == "gptq_v2") return hub::QuantizedLayout::kGptqV2;
   if (options.woq_format == "awq") return hub::QuantizedLayout::kAwq;
-  // Where the order of columns has to be stated, only GPTQ's files have a place for it.
-  const bool states_order = options.act_order && !options.static_groups && options.woq_group_size != -1;
-  if (options.woq_format == "auto" && states_order) return hub::QuantizedLayout::kGptqV2;
+  if (options.woq_format == "auto" && states_groups(options)) return hub::QuantizedLayout::kGptqV2;
   return hub::QuantizedLayout::kCompressedTensors;
 }
 
@@ -51,38 +56,22 @@ hub::Quantization format_of(const config::QuantizationConfig& options) {
           .bits = static_cast<int>(options.woq_bits),
           .group = options.woq_group_size,
           .symmetric = options.woq_scheme == "sym",
-          .act_order = options.act_order};
-}
-
-hub::DType file_type(at::ScalarType type) {
-  return type == at::kFloat ? hub::DType::kF32 : type == at::kHalf ? hub::DType::kF16 : hub::DType::kBF16;
+          .act_order = states_groups(options)};
 }
 
 /// The records that the layers are shown, and those that perplexity is measured on.
 struct Records {
   std::optional<data::TokenDataset> calibration;
-  std::optional<data::TokenDataset> evaluation;
-  bool evaluates_training_records = false;
+  std::optional<train::RecordsToTry> evaluation;
 };
 
-Records prepare_records(const config::Config& config, const text::Tokenizer& tokenizer) {
-  const bool calibrates = config.quantization.woq_algo != "RTN";
-  const bool has_training = !config.data.train_file.empty() || !config.data.dataset_name.empty();
-  const bool has_evaluation = !config.data.validation_file.empty() || has_training;
-  Records records;
-  if (has_evaluation) {
-    data::PreparedData prepared = data::prepare(config.data, tokenizer, has_training, config.model.cache_dir);
-    records.evaluation = std::move(prepared.validation);
-    if (!records.evaluation) {
-      records.evaluation = std::move(prepared.train);
-      records.evaluates_training_records = true;
-    }
-  }
-  if (calibrates) {
-    config::DataConfig short_rows = config.data;
-    short_rows.max_seq_length = config.quantization.calibration_length;
-    records.calibration = data::prepare(short_rows, tokenizer, true, config.model.cache_dir).train;
-  }
+Records prepare_records(const config::Config& config, const train::ModelInputs& inputs) {
+  Records records{.calibration = {}, .evaluation = train::records_to_try(config, inputs)};
+  if (config.quantization.woq_algo == "RTN") return records;
+  config::DataConfig short_rows = config.data;
+  short_rows.max_seq_length = config.quantization.calibration_length;
+  records.calibration = data::prepare(short_rows, inputs.tokenizer, true, config.model.cache_dir).train;
+  train::require_vocabulary(inputs, *records.calibration);
   return records;
 }
 
@@ -123,9 +112,10 @@ std::optional<train::Evaluation> evaluate_records(const config::Config& config, 
                                                   const model::Decoder& model, at::Device device) {
   constexpr int64_t kMostBatches = 64;  // of training records, where there are no others
   if (!records.evaluation) return std::nullopt;
-  const data::OrderOptions order = train::evaluation_order(config, *records.evaluation, device);
-  return records.evaluates_training_records ? train::evaluate(model, *records.evaluation, order, kMostBatches)
-                                            : train::evaluate(model, *records.evaluation, order);
+  const auto& [dataset, are_for_training] = *records.evaluation;
+  const data::OrderOptions order = train::evaluation_order(config, dataset, device);
+  return are_for_training ? train::evaluate(model, dataset, order, kMostBatches)
+                          : train::evaluate(model, dataset, order);
 }
 
 /// What decides the layers' codes.
@@ -138,17 +128,26 @@ std::string identity(const config::Config& config, const train::ModelInputs& inp
   if (records.calibration) {
     facts["records"] = records.calibration->fingerprint();
     facts["rows"] = {options.calibration_samples, options.calibration_length, config.training.seed};
-    facts["gptq"] = {options.act_order, options.static_groups, options.damp_percent};
+    facts["gptq"] = {options.act_order, options.static_groups, options.gptq_clip, options.damp_percent};
     facts["awq"] = {options.awq_clip, options.awq_grid_size};
     facts["teq"] = {options.teq_steps, options.teq_learning_rate};
   }
   return sha256(facts.dump());
 }
 
+/// What decides the codes, and the perplexity that is reported with them.
+std::string identity_of_result(const std::string& of_layers, const Records& records) {
+  return sha256(of_layers + (records.evaluation ? records.evaluation->records.fingerprint() : ""));
+}
+
 void require_free(const config::OutputConfig& output) {
   if (output.overwrite_output_dir || !train::has_result(output.output_dir, /*is_adapter=*/false)) return;
   throw Error(ExitCode::kUsage, output.output_dir + " holds a model already",
               "give another output_dir, or --overwrite_output_dir=true");
+}
+
+double seconds_since(std::chrono::steady_clock::time_point time) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - time).count();
 }
 
 int64_t bytes_of(const hub::TensorSource& source) {
@@ -169,11 +168,17 @@ void quantize_model(const config::Config& config, const device::Device& device) 
   }
   const hub::Quantization format = format_of(config.quantization);
   quantize::require_fitting(inputs.spec, format);
-  require_free(config.output);
   const train::FolderLock lock(folder);
   const auto source = std::make_shared<const hub::TensorSource>(inputs.base.open_weights());
-  const quantize::Method method{config.quantization, format, file_type(train::stored_type(*source))};
-  const Records records = prepare_records(config, inputs.tokenizer);
+  const quantize::Method method{config.quantization, format, train::file_type(train::stored_type(*source))};
+  const Records records = prepare_records(config, inputs);
+  const std::string of_layers = identity(config, inputs, records);
+  const std::string of_result = identity_of_result(of_layers, records);
+  if (const auto earlier = train::made_earlier(folder, of_result)) {
+    log::info("{} is that model already", folder.string());
+    return require_perplexity(config.quantization, *earlier);
+  }
+  require_free(config.output);
   std::vector<model::Batch> batches;
   if (records.calibration) batches = calibration_batches(config, *records.calibration, inputs.spec);
 
@@ -182,9 +187,10 @@ void quantize_model(const config::Config& config, const device::Device& device) 
     return evaluate_records(config, records, train::load_model(inputs, config.model, {type, device.torch_device}),
                             device.torch_device);
   }();
-  const quantize::Job job{
-      inputs.spec, source, type, device.torch_device, folder / kLayersFolder, identity(config, inputs, records)};
+  const quantize::Job job{inputs.spec, source, type, device.torch_device, folder / kLayersFolder, of_layers};
+  const auto began_layers = std::chrono::steady_clock::now();
   quantize::quantize_layers(job, method, std::move(batches));
+  const double layers_seconds = seconds_since(began_layers);
 
   const auto max_shard_size = static_cast<uint64_t>(config::parse_bytes(config.output.max_shard_size).value());
   hub::ModelFolder described = inputs.base;
@@ -200,13 +206,14 @@ void quantize_model(const config::Config& config, const device::Device& device) 
   }();
   train::write_probe(folder,
                      train::make_probe(train::load_result(folder, inputs.base, false, at::kFloat), inputs.tokenizer));
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   report_quantization(config, {.before = before,
                                .after = after,
-                               .on_training_records = records.evaluates_training_records,
+                               .on_training_records = records.evaluation && records.evaluation->are_for_training,
                                .bytes_before = bytes_of(*source),
                                .bytes_after = bytes_of(hub::TensorSource::open_safetensors(folder)),
-                               .seconds = seconds});
+                               .layers_seconds = layers_seconds,
+                               .seconds = seconds_since(began),
+                               .identity = of_result});
 }
 
 int quantize(const Arguments& arguments) {

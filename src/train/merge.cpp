@@ -13,6 +13,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "config/value.h"
 #include "hub/checksums.h"
@@ -24,6 +25,7 @@
 #include "train/model_card.h"
 #include "train/output_folder.h"
 #include "train/probe.h"
+#include "train/ranks.h"
 #include "train/result.h"
 #include "train/save.h"
 #include "train/training_inputs.h"
@@ -45,8 +47,8 @@ ModelInputs load_base(const config::ModelConfig& model) {
   return load_inputs(model);
 }
 
-/// output_dir is new, empty, or may be replaced: an earlier model there, but neither a run nor what is read.
-void require_free(const config::Config& config, const std::vector<AdapterName>& adapters) {
+/// output_dir is neither a run nor what is read.
+void require_no_input(const config::Config& config, const std::vector<AdapterName>& adapters) {
   const fs::path folder = config.output.output_dir;
   std::vector<std::string> inputs = {config.model.model_name_or_path, config.model.tokenizer_name,
                                      config.model.config_name};
@@ -57,12 +59,16 @@ void require_free(const config::Config& config, const std::vector<AdapterName>& 
     throw Error(ExitCode::kConfig, fmt::format("output_dir {} is read by this merge", folder.string()),
                 "choose another output_dir");
   }
-  if (is_empty_folder(folder)) return;
   if (holds_run(folder) || hub::path_exists(folder / "adapter_config.json")) {
     throw Error(ExitCode::kConfig, fmt::format("output_dir {} holds a training run", folder.string()),
                 "choose another output_dir");
   }
-  if (config.output.overwrite_output_dir) return;
+}
+
+/// output_dir is new, empty, or may be replaced.
+void require_free(const config::OutputConfig& output) {
+  const fs::path folder = output.output_dir;
+  if (output.overwrite_output_dir || is_empty_folder(folder)) return;
   throw Error(ExitCode::kConfig, fmt::format("output_dir {} is not empty", folder.string()),
               "choose another output_dir, or set overwrite_output_dir to replace the model there");
 }
@@ -73,6 +79,20 @@ void remove_earlier_model(const fs::path& folder) {
     fs::remove(folder / name);
   }
   remove_stale_temporaries(folder);
+}
+
+/// What decides the merged model, and what it is compared on.
+std::string identity(const config::Config& config, const ModelInputs& inputs,
+                     const std::vector<WeightedAdapter>& adapters, const std::optional<RecordsToTry>& records) {
+  nlohmann::json facts = {{"base", weights_fingerprint(inputs.base.open_weights())},
+                          {"max_shard_size", config.output.max_shard_size},
+                          {"verify_saved_model", config.output.verify_saved_model}};
+  for (const WeightedAdapter& adapter : adapters) {
+    facts["adapters"].push_back({weights_fingerprint(adapter.weights), adapter.config.lora_alpha,
+                                 adapter.config.use_rslora, adapter.name.weight});
+  }
+  if (records) facts["records"] = records->records.fingerprint();
+  return sha256(facts.dump());
 }
 
 void write_weights(const config::Config& config, const hub::ModelFolder& base, MergedWeights& weights) {
@@ -88,15 +108,6 @@ void write_weights(const config::Config& config, const hub::ModelFolder& base, M
   hub::write_model_safetensors(folder, weights.views(), files, bytes);
 }
 
-/// The validation records, else those to train on; none if no records are named.
-std::optional<data::TokenDataset> read_records(const config::Config& config, const text::Tokenizer& tokenizer) {
-  const config::DataConfig& data = config.data;
-  const bool has_train = !data.train_file.empty() || !data.dataset_name.empty();
-  if (!has_train && data.validation_file.empty()) return std::nullopt;
-  const data::PreparedData prepared = data::prepare(data, tokenizer, has_train, config.model.cache_dir);
-  return prepared.validation ? prepared.validation : prepared.train;
-}
-
 /// One merge. Members are what several of its stages need.
 class Merging {
  public:
@@ -108,7 +119,8 @@ class Merging {
   [[nodiscard]] model::Decoder load(const model::DecoderSpec& spec, const hub::TensorSource& source) const {
     return model::Decoder::load(spec, source, at::kFloat, {.device = device_});
   }
-  nlohmann::ordered_json compare(const std::vector<WeightedAdapter>& adapters, double bound) const;
+  [[nodiscard]] nlohmann::ordered_json compare(const std::vector<WeightedAdapter>& adapters,
+                                               const std::optional<RecordsToTry>& found, double bound) const;
 
   const config::Config& config_;
   at::Device device_;
@@ -116,9 +128,9 @@ class Merging {
   fs::path folder_;
 };
 
-nlohmann::ordered_json Merging::compare(const std::vector<WeightedAdapter>& adapters, double bound) const {
-  const std::optional<data::TokenDataset> records = read_records(config_, inputs_.tokenizer);
-  if (records) require_vocabulary(inputs_, *records);
+nlohmann::ordered_json Merging::compare(const std::vector<WeightedAdapter>& adapters,
+                                        const std::optional<RecordsToTry>& found, double bound) const {
+  const auto records = found ? std::optional(found->records) : std::nullopt;
   ComparedRecords compared{compared_documents(records, inputs_.tokenizer, inputs_.spec.vocab_size), records, {}};
   if (records) compared.order = evaluation_order(config_, *records, device_);
   std::optional<model::Decoder> model = load(inputs_.spec, inputs_.base.open_weights());
@@ -133,8 +145,15 @@ nlohmann::ordered_json Merging::compare(const std::vector<WeightedAdapter>& adap
 }
 
 nlohmann::ordered_json Merging::run() {
-  require_free(config_, adapter_names(config_));
+  require_no_input(config_, adapter_names(config_));
   std::vector<WeightedAdapter> adapters = read_adapters(config_, inputs_.spec);
+  const std::optional<RecordsToTry> records = records_to_try(config_, inputs_);
+  const std::string made_of = identity(config_, inputs_, adapters, records);
+  if (auto earlier = made_earlier(folder_, made_of)) {
+    log::info("the model is in {} already", folder_.string());
+    return *std::move(earlier);
+  }
+  require_free(config_.output);
   MergedWeights weights(inputs_.base, inputs_.spec, adapters);
   const FolderLock lock(folder_);
   remove_earlier_model(folder_);
@@ -145,9 +164,9 @@ nlohmann::ordered_json Merging::run() {
   for (const WeightedAdapter& adapter : adapters) {
     results["merged_adapters"].push_back({{"adapter", adapter.name.name}, {"weight", adapter.name.weight}});
   }
-  if (config_.output.verify_saved_model) results.update(compare(adapters, rounding_bound(weights)));
+  if (config_.output.verify_saved_model) results.update(compare(adapters, records, rounding_bound(weights)));
   write_file(folder_ / "README.md", merged_model_card(config_, results));
-  write_file(folder_ / "all_results.json", results.dump(2) + '\n');
+  write_made(folder_, results, made_of);
   write_model_files(folder_, inputs_.base, inputs_.tokenizer, type);
   sync_directory(folder_);
   write_manifest(folder_);

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/termination_message.h"
@@ -21,11 +22,14 @@
 namespace fettle::train {
 namespace {
 
+constexpr const char* kResultsFile = "all_results.json";
+constexpr const char* kIdentity = "identity";
+
 /// "; steps 120, train_loss 1.2345 …", from all_results.json.
 std::string numbers(const std::filesystem::path& folder) {
   std::string text;
-  if (!hub::is_file(folder / "all_results.json")) return text;
-  const nlohmann::json results = hub::read_json_object(folder / "all_results.json");
+  if (!hub::is_file(folder / kResultsFile)) return text;
+  const nlohmann::json results = hub::read_json_object(folder / kResultsFile);
   for (const char* name : {"steps", "train_loss", "eval_loss", "eval_perplexity"}) {
     if (results.contains(name)) text += fmt::format("{} {} {}", text.empty() ? ";" : ",", name, results[name].dump());
   }
@@ -35,9 +39,10 @@ std::string numbers(const std::filesystem::path& folder) {
 /// All but what says how the run stands, and what has a manifest of its own.
 std::vector<std::filesystem::path> result_files(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> files = hub::files_below(folder);
-  std::erase_if(files, [](const std::filesystem::path& file) {
+  std::erase_if(files, [&folder](const std::filesystem::path& file) {
     const std::string first = file.begin()->string();
-    return first == kRunFile || first.starts_with("checkpoint-");
+    const bool has_own = file.has_parent_path() && hub::is_file(folder / first / hub::kChecksumFile);
+    return first == kRunFile || first.starts_with("checkpoint-") || has_own;
   });
   return files;
 }
@@ -74,9 +79,27 @@ void write_results(const config::Config& config, const TrainingState& state, con
   if (const int64_t peak = device::peak_memory_bytes(device); peak > 0) results["peak_memory_bytes"] = peak;
   const std::filesystem::path folder = config.output.output_dir;
   write_file(folder / "README.md", model_card(config, results));
-  write_file(folder / "all_results.json", results.dump(2) + '\n');
+  write_file(folder / kResultsFile, results.dump(2) + '\n');
   const SectionMark hashing(Section::kSave, hub::kChecksumFile);
   write_manifest(folder);
+}
+
+void write_made(const std::filesystem::path& folder, nlohmann::ordered_json results, const std::string& identity) {
+  results[kIdentity] = identity;
+  write_file(folder / kResultsFile, results.dump(2) + '\n');
+}
+
+std::optional<nlohmann::ordered_json> made_earlier(const std::filesystem::path& folder, const std::string& identity) {
+  if (!hub::is_file(folder / hub::kChecksumFile) || !hub::is_file(folder / kResultsFile)) return std::nullopt;
+  auto results = nlohmann::ordered_json::parse(read_file(folder / kResultsFile), nullptr, /*allow_exceptions=*/false);
+  if (!results.is_object() || results.value(kIdentity, nlohmann::ordered_json()) != identity) return std::nullopt;
+  results.erase(kIdentity);
+  try {
+    if (!hub::compare_checksums(folder).problems.empty()) return std::nullopt;
+  } catch (const Error&) {  // a manifest that is none
+    return std::nullopt;
+  }
+  return results;
 }
 
 void write_manifest(const std::filesystem::path& folder) {

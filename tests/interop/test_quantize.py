@@ -40,8 +40,9 @@ def quantize(fettle, tiny_models, records, tmp_path):
     ({"woq_bits": 1}, 78, "woq_scheme is sym"),
     ({"woq_bits": 5, "woq_format": "gptq"}, 78, "that format has 2, 3, 4 and 8"),
     ({"woq_bits": 8, "woq_format": "awq"}, 78, "that format has 4"),
-    ({"act_order": True}, 78, "woq_algo is RTN"),
-    ({"woq_algo": "GPTQ", "static_groups": True}, 78, "act_order is false"),
+    ({"act_order": False}, 78, "woq_algo is RTN"),
+    ({"woq_algo": "GPTQ", "woq_group_size": 32, "static_groups": False, "gptq_clip": False}, 78, "static_groups is false"),
+    ({"woq_algo": "GPTQ", "woq_format": "awq", "woq_bits": 4, "woq_group_size": 32, "static_groups": False}, 78, "act_order is true"),
     ({"woq_algo": "GPTQ", "awq_clip": False}, 78, "woq_algo is GPTQ"),
     ({"woq_algo": "AWQ", "train_file": []}, 64, "train_file"),
     ({"woq_algo": "nearest"}, 64, "woq_algo"),
@@ -72,10 +73,28 @@ def test_refuses_a_model_with_numbers_that_are_not_finite(quantize, tiny_models,
     assert "model.layers.1.mlp.up_proj.weight" in done.stderr
 
 
+def test_the_same_command_makes_nothing_anew(quantize, tmp_path):
+    quantize(woq_bits=2, woq_algo="GPTQ")
+    files = {path: path.stat() for path in (tmp_path / "quantized").iterdir()}
+
+    def is_untouched():
+        return {path: path.stat().st_mtime_ns for path in files} == {path: files[path].st_mtime_ns for path in files}
+
+    assert "is that model already" in quantize(woq_bits=2, woq_algo="GPTQ").stderr and is_untouched()
+    quantize(expect=76, woq_bits=2, woq_algo="GPTQ", max_perplexity_ratio=1e-9)
+    assert is_untouched()
+    weights = tmp_path / "quantized/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    quantize(expect=64, woq_bits=2, woq_algo="GPTQ")
+    quantize(woq_bits=2, woq_algo="GPTQ", overwrite_output_dir=True)
+    assert weights.read_bytes() == whole
+
+
 def test_refuses_what_is_quantized_or_there_already(quantize, tmp_path):
     quantize(woq_bits=4)
-    assert "holds a model already" in quantize(expect=64, woq_bits=4).stderr
-    quantize(woq_bits=4, overwrite_output_dir=True)
+    assert "holds a model already" in quantize(expect=64, woq_bits=3).stderr
+    quantize(woq_bits=3, overwrite_output_dir=True)
     done = quantize(expect=78, model_name_or_path=tmp_path / "quantized", output_dir=tmp_path / "twice")
     assert "is quantized already" in done.stderr
 
