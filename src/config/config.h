@@ -169,13 +169,14 @@ struct QuantizationConfig {
   double max_perplexity_ratio = 1.5;  ///< more, after ÷ before, is an error; 0: never
   int64_t calibration_samples = 128;  ///< rows of calibration_length tokens
   int64_t calibration_length = 512;   ///< tokens
-  bool act_order = false;             ///< GPTQ: columns with the largest activations first
-  bool static_groups = false;         ///< GPTQ with act_order: groups are of neighbouring columns
+  bool act_order = true;              ///< GPTQ: columns with the largest activations first
+  bool static_groups = true;          ///< GPTQ: ranges are found before, for neighbouring columns
+  bool gptq_clip = true;              ///< GPTQ with static_groups: also search for a smaller range
   double damp_percent = 0.01;         ///< GPTQ: added to the Hessian's diagonal, relative to its mean
   int64_t gptq_block_size = 128;      ///< GPTQ: columns whose error is passed on at once
   bool awq_clip = true;               ///< AWQ: also search for a smaller range
   int64_t awq_grid_size = 20;         ///< AWQ: scales that are tried
-  int64_t teq_steps = 200;            ///< TEQ: steps of training a layer's scales
+  int64_t teq_steps = 50;             ///< TEQ: steps of training a layer's scales
   double teq_learning_rate = 1e-2;    ///< TEQ
 };
 

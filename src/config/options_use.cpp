@@ -72,7 +72,12 @@ std::vector<Option> calibration_options() {
        .commands = kQuantizes},
       {.name = "static_groups",
        .slot = slot<&QuantizationConfig::static_groups>,
-       .help = "GPTQ with act_order: scales are found before, for neighbouring columns, which loads and runs faster.",
+       .help = "GPTQ: scales are found before columns are rounded, for neighbouring ones, which loads and runs faster.",
+       .commands = kQuantizes},
+      {.name = "gptq_clip",
+       .slot = slot<&QuantizationConfig::gptq_clip>,
+       .help =
+           "GPTQ with static_groups: also search for the smaller range of each group that changes the output least.",
        .commands = kQuantizes},
       {.name = "damp_percent",
        .slot = slot<&QuantizationConfig::damp_percent>,

@@ -216,13 +216,14 @@ void check_algorithm(Rules& rules, const QuantizationConfig& quantization) {
   const std::string cause = "woq_algo is " + algorithm;
   if (algorithm == "RTN") rules.no_effect({"calibration_samples", "calibration_length"}, cause, "woq_algo");
   if (algorithm != "GPTQ") {
-    rules.no_effect({"act_order", "static_groups", "damp_percent", "gptq_block_size"}, cause, "woq_algo");
+    rules.no_effect({"act_order", "static_groups", "gptq_clip", "damp_percent", "gptq_block_size"}, cause, "woq_algo");
   }
   if (algorithm != "AWQ") rules.no_effect({"awq_clip", "awq_grid_size"}, cause, "woq_algo");
   if (algorithm != "TEQ") rules.no_effect({"teq_steps", "teq_learning_rate"}, cause, "woq_algo");
-  if (!quantization.act_order) rules.no_effect("static_groups", "act_order is false", "act_order");
   if (quantization.woq_group_size == -1) {
     rules.no_effect("static_groups", "woq_group_size is -1: a row is one group", "woq_group_size");
+  } else if (!quantization.static_groups) {
+    rules.no_effect("gptq_clip", "static_groups is false", "static_groups");
   }
 }
 
@@ -237,9 +238,10 @@ void check_format(const Rules& rules, const QuantizationConfig& quantization) {
   rules.contradiction(format == "awq" && bits != 4,
                       fmt::format("woq_format is awq and woq_bits {}: that format has 4", bits),
                       "set woq_bits: 4, or woq_format: compressed-tensors");
-  rules.contradiction(format == "awq" && quantization.act_order && !quantization.static_groups,
-                      "woq_format is awq and act_order is true: that format has no place for the order of columns",
-                      "set static_groups: true, or woq_format: gptq");
+  rules.contradiction(
+      format == "awq" && quantization.woq_algo == "GPTQ" && quantization.act_order && !quantization.static_groups,
+      "woq_format is awq and act_order is true: that format has no place for the order of columns",
+      "set static_groups: true, or woq_format: gptq");
   rules.contradiction(bits == 1 && quantization.woq_scheme == "sym",
                       "woq_bits is 1 and woq_scheme is sym: of two symmetric values one would be zero",
                       "set woq_scheme: asym");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// AWQ (Lin et al. 2023, arXiv 2306.00978): inputs that matter are made larger before rounding and their weights'
-/// counterpart smaller, and the range of a group is narrowed where that changes the output less.
+/// counterpart smaller.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,12 +14,8 @@ namespace fettle::quantize {
 
 /// Factors [C], float32, for the columns of `weight` float32 [O, C] (all layers that share the input), after which
 /// rounding and dividing by them changes the output least: m^r, or m^r / w^(1-r), of the inputs' mean size m and the
-/// weights' w, for `grid_size` exponents r in [0, 1); 1 where nothing is better than no factor.
+/// weights' w, for `grid_size` exponents r in [0, 1), tied; 1 where nothing is better than no factor.
 at::Tensor search_factors(const at::Tensor& weight, const InputStatistics& inputs, const Scheme& scheme,
-                          int64_t grid_size);
-
-/// The ranges of each group that change the output least: from the smallest to the largest weight, or down to half of
-/// that. `hessian` of the inputs as `weight` is given them.
-Ranges search_ranges(const at::Tensor& weight, const at::Tensor& hessian, const Scheme& scheme);
+                          int64_t grid_size, const Tie& tie);
 
 }  // namespace fettle::quantize

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "ops/dispatch.h"
 #include "quantize/gptq_kernel.h"
+#include "quantize/range_search.h"
 
 namespace fettle::quantize {
 namespace {
@@ -77,12 +78,12 @@ Problem prepare(const at::Tensor& weight, const at::Tensor& hessian, const Schem
   damped.diagonal().masked_fill_(unused, 1);
   problem.weight.masked_fill_(unused.unsqueeze(0), 0);
   at::Tensor inputs = at::arange(columns, weight.options().dtype(at::kLong));
-  problem.finds_ranges = !(options.static_groups && options.act_order) && group != columns;
+  problem.finds_ranges = !options.static_groups && group != columns;
   if (problem.finds_ranges) {
     problem.ranges.scales = at::empty({weight.size(0), columns / group}, weight.options());
     problem.ranges.zeros = at::empty({weight.size(0), columns / group}, weight.options());
   } else {
-    problem.ranges = find_ranges(problem.weight, scheme);
+    problem.ranges = options.clip ? search_ranges(problem.weight, damped, scheme) : find_ranges(problem.weight, scheme);
   }
   if (options.act_order) {
     problem.order = damped.diagonal().argsort(/*dim=*/0, /*descending=*/true);
@@ -104,24 +105,15 @@ RoundedWeight finish(Problem problem, at::Tensor codes) {
   return {codes.index_select(1, place), std::move(problem.ranges), std::move(groups)};
 }
 
-template <at::ScalarType kType>
-float as_stored(float scale);
-template <>
-float as_stored<at::kFloat>(float scale) {
-  return std::max(scale, 0x1p-126f);
-}
-template <>
-float as_stored<at::kHalf>(float scale) {
-  return static_cast<float>(c10::Half(std::max(scale, 0x1p-24f)));
-}
-template <>
-float as_stored<at::kBFloat16>(float scale) {
-  return static_cast<float>(c10::BFloat16(std::max(scale, 0x1p-126f)));
+/// rounding.cpp's storable, of one scale.
+template <typename T>
+float storable(float scale) {
+  return static_cast<float>(static_cast<T>(std::max(scale, smallest_scale(c10::CppTypeToScalarType<T>::value))));
 }
 
-float (*storable(at::ScalarType type))(float) {
-  if (type == at::kHalf) return as_stored<at::kHalf>;
-  return type == at::kBFloat16 ? as_stored<at::kBFloat16> : as_stored<at::kFloat>;
+float (*storable_as(at::ScalarType type))(float) {
+  if (type == at::kHalf) return storable<c10::Half>;
+  return type == at::kBFloat16 ? storable<c10::BFloat16> : storable<float>;
 }
 
 void round_block(const Problem& problem, const cpu::GptqBlock& block, const at::Tensor& codes,
@@ -168,7 +160,7 @@ RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const Sc
                  .symmetric = scheme.symmetric,
                  .bits = scheme.bits,
                  .lowest_zero = scheme.lowest_zero,
-                 .storable = storable(scheme.scale_type)},
+                 .storable = storable_as(scheme.scale_type)},
                 codes, errors);
     const int64_t next = first + count;
     if (next < columns) {

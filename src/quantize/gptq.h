@@ -12,8 +12,9 @@
 namespace fettle::quantize {
 
 struct GptqOptions {
-  bool act_order = false;      ///< columns with the largest inputs first
-  bool static_groups = false;  ///< with act_order: ranges of neighbouring columns, found before
+  bool act_order = true;       ///< columns with the largest inputs first
+  bool static_groups = true;   ///< ranges are found before, and are of neighbouring columns whatever the order
+  bool clip = true;            ///< of ranges that are found before: search_ranges
   double damp_percent = 0.01;  ///< of the mean of the Hessian's diagonal, added to it
   int64_t block_size = 128;    ///< columns whose error is passed on to the rest at once; changes the speed alone
 };

@@ -7,23 +7,20 @@
 
 namespace fettle::quantize {
 
-InputStatistics::InputStatistics(int64_t columns, at::Device device)
+InputSums::InputSums(int64_t columns, at::Device device)
     : products_(at::zeros({columns, columns}, at::dtype(at::kFloat).device(device))),
       absolute_(at::zeros({columns}, at::dtype(at::kFloat).device(device))) {}
 
-void InputStatistics::add(const at::Tensor& x) {
+void InputSums::add(const at::Tensor& x) {
   const at::Tensor wide = x.to(at::kFloat);
   products_.addmm_(wide.t(), wide);
   absolute_ += wide.abs().sum(0);
   tokens_ += x.size(0);
 }
 
-at::Tensor InputStatistics::hessian() const {
-  return products_ / static_cast<double>(tokens_);
-}
-
-at::Tensor InputStatistics::magnitudes() const {
-  return absolute_ / static_cast<double>(tokens_);
+InputStatistics InputSums::mean() {
+  const auto tokens = static_cast<double>(tokens_);
+  return {products_.div_(tokens), absolute_.div_(tokens)};
 }
 
 double output_error(const at::Tensor& change, const at::Tensor& hessian) {

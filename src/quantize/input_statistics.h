@@ -5,23 +5,31 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 
 namespace fettle::quantize {
 
-class InputStatistics {
+/// Of inputs X of C columns.
+struct InputStatistics {
+  /// X^T X / tokens, float32 [C, C]: half the Hessian of the mean squared error of a layer's output by its weights, so
+  /// that a change D of them [O, C] changes the output by the mean square sum((D·H) ∘ D).
+  at::Tensor hessian;
+  at::Tensor magnitudes;  ///< mean of |x|, float32 [C]
+};
+
+/// What factors of the C inputs must have in common: a projection of their logarithms [C] that gives all of those that
+/// have to be equal their mean.
+using Tie = std::function<at::Tensor(const at::Tensor&)>;
+
+/// Collects the statistics.
+class InputSums {
  public:
-  /// Of inputs of C columns, on `device`.
-  InputStatistics(int64_t columns, at::Device device);
+  InputSums(int64_t columns, at::Device device);
 
   /// Tokens [T, C], float32 or bfloat16.
   void add(const at::Tensor& x);
-
-  /// X^T X / tokens, float32 [C, C]: half the Hessian of the mean squared error of a layer's output by its weights, so
-  /// that a change D of them [O, C] changes the output by the mean square sum((D·H) ∘ D).
-  [[nodiscard]] at::Tensor hessian() const;
-  /// Mean of |x|, float32 [C].
-  [[nodiscard]] at::Tensor magnitudes() const;
-  [[nodiscard]] int64_t tokens() const { return tokens_; }
+  /// Call once.
+  InputStatistics mean();
 
  private:
   at::Tensor products_;

@@ -20,6 +20,7 @@
 #include "quantize/awq.h"
 #include "quantize/gptq.h"
 #include "quantize/input_statistics.h"
+#include "quantize/range_search.h"
 #include "quantize/stored_layer.h"
 #include "quantize/teq.h"
 
@@ -29,8 +30,8 @@ namespace {
 using model::Layer;
 using model::Linear;
 
-constexpr size_t kStages = 4;
 enum Stage : size_t { kAttention, kOutput, kFeedForward, kDown };
+constexpr std::array kStages = {kAttention, kOutput, kFeedForward, kDown};
 
 model::Stream stream_of(const model::Batch& batch, const LayerPlace& place) {
   return {
@@ -54,16 +55,16 @@ class Work {
  public:
   Work(const LayerPlace& place, const Method& method, Calibration& calibration)
       : place_(place), method_(method), scheme_(method.scheme()), calibration_(calibration), layer_(read(place)) {
-    for (const Stage stage : {kAttention, kOutput, kFeedForward, kDown}) {
+    for (const Stage stage : kStages) {
       for (Linear* linear : linears(stage)) weights_[stage].push_back(full_weight(*linear));
     }
   }
 
   StoredLayer round_to_nearest() {
-    for (const Stage stage : {kAttention, kOutput, kFeedForward, kDown}) {
+    for (const Stage stage : kStages) {
       for (size_t i = 0; i < weights_[stage].size(); ++i) round(stage, i, rtn(weights_[stage][i], scheme_));
     }
-    if (!calibration_.batches.empty()) move_on(layer_, place_, calibration_);
+    move_on(layer_, place_, calibration_);
     return finish();
   }
 
@@ -71,12 +72,12 @@ class Work {
     const config::QuantizationConfig& config = method_.config;
     const GptqOptions options{.act_order = config.act_order,
                               .static_groups = config.static_groups,
+                              .clip = config.gptq_clip,
                               .damp_percent = config.damp_percent,
                               .block_size = config.gptq_block_size};
     pass([&](Stage stage, const InputStatistics& inputs) {
-      const at::Tensor hessian = inputs.hessian();
       for (size_t i = 0; i < weights_[stage].size(); ++i) {
-        round(stage, i, gptq(weights_[stage][i], hessian, scheme_, options));
+        round(stage, i, gptq(weights_[stage][i], inputs.hessian, scheme_, options));
       }
     });
     return finish();
@@ -85,13 +86,13 @@ class Work {
   /// AWQ and TEQ: factors first, on the layer as it is, which they do not change; then all is rounded.
   StoredLayer round_with_factors() {
     const std::vector<at::Tensor> before = calibration_.hidden;
-    std::array<at::Tensor, kStages> hessians;
+    std::array<at::Tensor, kStages.size()> hessians;
     pass([&](Stage stage, const InputStatistics& inputs) {
       const at::Tensor factors = fold(stage, find_factors(stage, inputs));
-      if (clips()) hessians[stage] = inputs.hessian() / at::outer(factors, factors);
+      if (clips()) hessians[stage] = inputs.hessian / at::outer(factors, factors);
     });
     calibration_.hidden = before;
-    for (const Stage stage : {kAttention, kOutput, kFeedForward, kDown}) {
+    for (const Stage stage : kStages) {
       for (size_t i = 0; i < weights_[stage].size(); ++i) {
         const at::Tensor& weight = weights_[stage][i];
         round(stage, i,
@@ -160,10 +161,20 @@ class Work {
 
   void stage(Stage stage, const std::function<void(Stage, const InputStatistics&)>& look,
              const std::function<at::Tensor(size_t, const model::Stream&)>& input) {
-    InputStatistics inputs(weights_[stage].front().size(1), place_.device);
-    for (size_t i = 0; i < calibration_.batches.size(); ++i)
-      inputs.add(input(i, stream_of(calibration_.batches[i], place_)));
-    look(stage, inputs);
+    InputSums inputs(weights_[stage].front().size(1), place_.device);
+    for (size_t i = 0; i < calibration_.batches.size(); ++i) {
+      const at::Tensor x = input(i, stream_of(calibration_.batches[i], place_));
+      const bool is_added = stage == kOutput || stage == kDown;
+      inputs.add(is_added ? x * share_of_stream(*linears(stage).front(), x, calibration_.hidden[i]) : x);
+    }
+    look(stage, inputs.mean());
+  }
+
+  /// 1 / the size of the stream after each token's output is added to it, [T, 1]: the next norm divides by that, and so
+  /// the output's error too. Else a few tokens whose activations are enormous (arXiv 2402.17762) would decide alone.
+  [[nodiscard]] at::Tensor share_of_stream(const Linear& linear, const at::Tensor& x, const at::Tensor& stream) const {
+    const at::Tensor after = (stream + model::project(x, {&linear}, {})[0]).to(at::kFloat);
+    return after.square().mean(-1, /*keepdim=*/true).add_(place_.spec.norm_eps).rsqrt_();
   }
 
   void round(Stage stage, size_t i, const RoundedWeight& rounded) {
@@ -179,9 +190,19 @@ class Work {
   at::Tensor find_factors(Stage stage, const InputStatistics& inputs) {
     const at::Tensor weight = at::cat(weights_[stage]);
     const config::QuantizationConfig& config = method_.config;
-    if (config.woq_algo == "AWQ") return search_factors(weight, inputs, scheme_, config.awq_grid_size);
-    return train_factors(weight, inputs.hessian(), scheme_,
-                         {.steps = config.teq_steps, .learning_rate = config.teq_learning_rate});
+    const Tie tie = [this, stage](const at::Tensor& logarithms) {
+      return stage == kOutput ? tie_heads(logarithms) : logarithms;
+    };
+    if (config.woq_algo == "AWQ") return search_factors(weight, inputs, scheme_, config.awq_grid_size, tie);
+    return train_factors(weight, inputs.hessian, scheme_,
+                         {.steps = config.teq_steps, .learning_rate = config.teq_learning_rate}, tie);
+  }
+
+  /// A value head serves several query heads: its elements have one factor in all of them.
+  [[nodiscard]] at::Tensor tie_heads(const at::Tensor& logarithms) const {
+    const model::DecoderSpec& spec = place_.spec;
+    const at::Tensor heads = logarithms.view({spec.kv_heads, spec.heads / spec.kv_heads, spec.head_dim});
+    return heads.mean(1, /*keepdim=*/true).expand_as(heads).flatten();
   }
 
   /// Multiplies the stage's weights by the factors of their inputs and divides what makes the inputs by them. Returns
@@ -205,7 +226,7 @@ class Work {
   /// A norm is stored in the model's type: its factors are what that makes of them.
   at::Tensor divide_norm(model::Parameter& norm, const at::Tensor& factors) {
     const at::Tensor before = norm.value().to(at::kFloat);
-    const at::Tensor after = (before / factors).to(torch_type(method_.model_type)).to(at::kFloat);
+    const at::Tensor after = (before / factors).to(model::torch_type(method_.model_type)).to(at::kFloat);
     norm = {norm.name(), after.to(place_.compute_type)};
     changed_[norm.name()] = after;
     return at::where(after == 0, at::ones_like(factors), before / after);
@@ -222,36 +243,34 @@ class Work {
     return factors;
   }
 
-  /// A value head serves several query heads: its elements have one factor, the geometric mean of theirs.
+  /// `factors` as tie_heads makes them: those of the query heads are their value head's.
   at::Tensor divide_heads(const at::Tensor& factors) {
     const model::DecoderSpec& spec = place_.spec;
-    const int64_t shared = spec.heads / spec.kv_heads;
-    const at::Tensor mean = factors.log().view({spec.kv_heads, shared, spec.head_dim}).mean(1).exp();
-    divide_rows(kAttention, 2, mean.flatten());
-    return mean.unsqueeze(1).expand({spec.kv_heads, shared, spec.head_dim}).flatten();
+    const at::Tensor heads = factors.view({spec.kv_heads, spec.heads / spec.kv_heads, spec.head_dim});
+    divide_rows(kAttention, 2, heads.select(1, 0).flatten());
+    return factors;
   }
 
   StoredLayer finish() {
     const std::string prefix = fmt::format("model.layers.{}.", place_.index);
-    for (const hub::TensorView& view : place_.source->tensors()) {
-      if (!view.name.starts_with(prefix) || view.shape.size() != 1 || !is_kept(view.name)) continue;
-      const auto found = changed_.find(view.name);
-      stored_.push_back(store(
-          view.name, found != changed_.end() ? found->second : model::read_tensor(place_.source, view, at::kFloat),
-          method_.model_type));
+    for (const model::TensorShape& tensor : model::expected_tensors(place_.spec)) {
+      if (!tensor.name.starts_with(prefix) || tensor.shape.size() != 1) continue;
+      const auto found = changed_.find(tensor.name);
+      const at::Tensor value = found != changed_.end()
+                                   ? found->second
+                                   : model::read_tensor(place_.source, *place_.source->find(tensor.name), at::kFloat);
+      stored_.push_back(store(tensor.name, value, method_.model_type));
     }
     return std::move(stored_);
   }
-
-  [[nodiscard]] static bool is_kept(std::string_view name) { return !name.ends_with(".rotary_emb.inv_freq"); }
 
   const LayerPlace& place_;
   const Method& method_;
   Scheme scheme_;
   Calibration& calibration_;
   Layer layer_;
-  std::array<std::vector<at::Tensor>, kStages> weights_;  // float32 [O, C], until they are rounded
-  std::map<std::string, at::Tensor> changed_;             // norms and biases, float32
+  std::array<std::vector<at::Tensor>, kStages.size()> weights_;  // float32 [O, C], until they are rounded
+  std::map<std::string, at::Tensor> changed_;                    // norms and biases, float32
   StoredLayer stored_;
 };
 
@@ -262,7 +281,7 @@ Scheme Method::scheme() const {
           .group = format.group,
           .symmetric = format.symmetric,
           .lowest_zero = format.layout == hub::QuantizedLayout::kGptq ? 1 : 0,
-          .scale_type = torch_type(format.scale_type(model_type))};
+          .scale_type = model::torch_type(format.scale_type(model_type))};
 }
 
 StoredLayer quantize_layer(const LayerPlace& place, const Method& method, Calibration& calibration) {

@@ -42,7 +42,7 @@ void add_range_gradient(at::Tensor& gradient, const at::Tensor& scaled, const at
 // the weight that bounds it, and moves all codes of the group: there it has +2·e of the whole group. Together they sum
 // to 0, as they must: one factor for a whole group changes nothing. log s keeps s positive.
 at::Tensor train_factors(const at::Tensor& weight, const at::Tensor& hessian, const Scheme& scheme,
-                         const TeqOptions& options) {
+                         const TeqOptions& options, const Tie& tie) {
   constexpr double kBeta = 0.9;
   constexpr double kEpsilon = 1e-8;
   at::Tensor logarithms = at::zeros({weight.size(1)}, weight.options());
@@ -61,7 +61,7 @@ at::Tensor train_factors(const at::Tensor& weight, const at::Tensor& hessian, co
     }
     at::Tensor gradient = -errors.sum(0);
     add_range_gradient(gradient, scaled, errors, scheme);
-    gradient = gradient / least;  // of order 1, so that kEpsilon is small beside it
+    gradient = tie(gradient) / least;  // of order 1, so that kEpsilon is small beside it
     mean = mean * kBeta + gradient * (1 - kBeta);
     square = square * kBeta + gradient * gradient * (1 - kBeta);
     const double correction = 1 - std::pow(kBeta, static_cast<double>(step + 1));

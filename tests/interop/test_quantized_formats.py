@@ -89,8 +89,8 @@ GPTQ = [
     {"woq_bits": 4, "woq_group_size": 64, "woq_scheme": "asym"},
     {"woq_bits": 4, "woq_group_size": -1, "woq_scheme": "asym"},
     {"woq_bits": 8, "woq_group_size": -1, "woq_scheme": "asym"},
-    {"woq_bits": 4, "woq_group_size": 32, "woq_algo": "GPTQ", "act_order": True},
-    {"woq_bits": 4, "woq_group_size": 32, "woq_scheme": "asym", "woq_algo": "GPTQ", "act_order": True, "static_groups": True},
+    {"woq_bits": 4, "woq_group_size": 32, "woq_algo": "GPTQ", "static_groups": False},
+    {"woq_bits": 4, "woq_group_size": 32, "woq_scheme": "asym", "woq_algo": "GPTQ"},
 ]
 
 

@@ -9,6 +9,7 @@
 
 #include "quantize/awq.h"
 #include "quantize/normal_matrix.h"
+#include "quantize/range_search.h"
 #include "quantize/teq.h"
 
 namespace fettle::quantize {
@@ -18,16 +19,20 @@ constexpr int64_t kColumns = 128;
 
 /// Inputs of very different sizes that depend on each other.
 InputStatistics inputs() {
-  InputStatistics statistics(kColumns, at::kCPU);
+  InputSums sums(kColumns, at::kCPU);
   const at::Tensor size = at::arange(kColumns, at::kFloat).mul_(-0.05).exp_();
-  statistics.add(at::mm(normal_matrix(1024, kColumns, 1), normal_matrix(kColumns, kColumns, 2)) * size);
-  return statistics;
+  sums.add(at::mm(normal_matrix(1024, kColumns, 1), normal_matrix(kColumns, kColumns, 2)) * size);
+  return sums.mean();
+}
+
+at::Tensor untied(const at::Tensor& logarithms) {
+  return logarithms;
 }
 
 class Factors : public testing::TestWithParam<Scheme> {
  protected:
   [[nodiscard]] double error(const at::Tensor& factors) const {
-    return output_error(rtn(weight_ * factors, GetParam()).values() / factors - weight_, inputs().hessian());
+    return output_error(rtn(weight_ * factors, GetParam()).values() / factors - weight_, inputs().hessian);
   }
 
   at::Tensor weight_ = normal_matrix(24, kColumns, 3);
@@ -35,21 +40,33 @@ class Factors : public testing::TestWithParam<Scheme> {
 };
 
 TEST_P(Factors, FoundByAwqChangeTheOutputLess) {
-  const at::Tensor factors = search_factors(weight_, inputs(), GetParam(), 20);
+  const at::Tensor factors = search_factors(weight_, inputs(), GetParam(), 20, untied);
   EXPECT_TRUE((factors > 0).all().item<bool>());
   EXPECT_LT(error(factors), 0.9 * without_);
 }
 
 TEST_P(Factors, TrainedByTeqChangeTheOutputLess) {
-  const at::Tensor hessian = inputs().hessian();
-  const at::Tensor factors = train_factors(weight_, hessian, GetParam(), {.steps = 100, .learning_rate = 1e-2});
+  const at::Tensor hessian = inputs().hessian;
+  const at::Tensor factors = train_factors(weight_, hessian, GetParam(), {.steps = 100, .learning_rate = 1e-2}, untied);
   EXPECT_TRUE((factors > 0).all().item<bool>());
   EXPECT_LT(error(factors), 0.95 * without_);
-  EXPECT_TRUE(at::equal(train_factors(weight_, hessian, GetParam(), {.steps = 0}), at::ones({kColumns})));
+  EXPECT_TRUE(at::equal(train_factors(weight_, hessian, GetParam(), {.steps = 0}, untied), at::ones({kColumns})));
+}
+
+TEST_P(Factors, AreTied) {
+  const Tie halves = [](const at::Tensor& logarithms) {
+    return logarithms.view({2, -1}).mean(0, /*keepdim=*/true).expand({2, kColumns / 2}).flatten();
+  };
+  for (const at::Tensor& factors : {search_factors(weight_, inputs(), GetParam(), 20, halves),
+                                    train_factors(weight_, inputs().hessian, GetParam(), {}, halves)}) {
+    EXPECT_TRUE(at::equal(factors.narrow(0, 0, kColumns / 2), factors.narrow(0, kColumns / 2, kColumns / 2)));
+    EXPECT_FALSE(at::equal(factors, at::ones({kColumns})));
+    EXPECT_LT(error(factors), without_);
+  }
 }
 
 TEST_P(Factors, RangesFoundByAwqChangeTheOutputOfEachGroupLess) {
-  const at::Tensor hessian = inputs().hessian();
+  const at::Tensor hessian = inputs().hessian;
   const int64_t group = GetParam().group_of(kColumns);
   // As if the groups' inputs were independent of each other, which is what the search looks at.
   const at::Tensor mask =
@@ -68,9 +85,9 @@ TEST(SearchFactors, LeavesWeightsThatRoundingDoesNotChange) {
   const at::Tensor weight = normal_matrix(8, kColumns, 4).round_().clamp_(-3, 3);
   const Scheme scheme{.bits = 8, .group = 32, .symmetric = false};
   const at::Tensor exact = rtn(weight, scheme).values();
-  const at::Tensor factors = search_factors(exact, inputs(), scheme, 4);
-  EXPECT_LE(output_error(rtn(exact * factors, scheme).values() / factors - exact, inputs().hessian()),
-            output_error(rtn(exact, scheme).values() - exact, inputs().hessian()));
+  const at::Tensor factors = search_factors(exact, inputs(), scheme, 4, untied);
+  EXPECT_LE(output_error(rtn(exact * factors, scheme).values() / factors - exact, inputs().hessian),
+            output_error(rtn(exact, scheme).values() - exact, inputs().hessian));
 }
 
 }  // namespace
