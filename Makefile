@@ -2,7 +2,7 @@
 JOBS ?= $(shell nproc)
 VERSION = $(shell sed -n 's/^project.fettle VERSION \([^ ]*\).*/\1/p' CMakeLists.txt)
 .DEFAULT_GOAL := build
-.PHONY: hpu-check image test-release test-chart test-cluster help setup build build-all dev test test-dev nightly lint format demo demo-offline bench docs fuzz clean
+.PHONY: hpu-check image test-release test-chart test-cluster help setup build build-all dev test test-dev nightly lint format demo demo-offline bench bench-quantization docs fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,11 @@ bench: ## measure against transformers + peft on this machine and write docs/ben
 	@tools/setup.sh test
 	@$(MAKE) --no-print-directory build
 	@.venv-test/bin/python bench/bench.py
+
+bench-quantization: ## measure `fettle quantize` and what it makes, also against gptqmodel, into docs/quantization.md (hours)
+	@tools/setup.sh test model
+	@$(MAKE) --no-print-directory build
+	@.venv-test/bin/python bench/quantization.py
 
 docs: build ## write anew what is made from the option table and from the chart's values
 	@build/release/fettle config --markdown > docs/options.md

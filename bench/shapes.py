@@ -52,6 +52,7 @@ SHAPES = {
         Shape("135M", 576, 1536, 30, 9, 3, 64, 49152, True, rows=4, steps=6),  # SmolLM2-135M
         Shape("360M", 960, 2560, 32, 15, 5, 64, 49152, True, rows=4, steps=4),  # SmolLM2-360M
         Shape("1B", 2048, 8192, 16, 32, 8, 64, 128256, True, rows=2, steps=4),  # Llama 3.2 1B
+        Shape("1B, one layer", 2048, 8192, 1, 32, 8, 64, 128256, True),
         Shape("8B, one layer", 4096, 14336, 1, 32, 8, 128, 128256, False, rows=2, steps=4),  # Llama 3.1 8B
     )
 }
