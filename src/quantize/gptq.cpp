@@ -5,6 +5,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eye.h>
+#include <ATen/ops/index.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/mm.h>
@@ -25,25 +26,40 @@
 namespace fettle::quantize {
 namespace {
 
-/// U, upper, with U^T·U = H^-1, through the Cholesky factor of H read backwards: H = R·R^T with R upper, U = R^-1.
-/// Nothing if H is not positive definite.
-std::optional<at::Tensor> inverse_factor(const at::Tensor& hessian) {
-  const auto [lower, info] = at::linalg_cholesky_ex(hessian.flip({0, 1}));
-  if (info.item<int32_t>() != 0) return std::nullopt;
-  const at::Tensor upper = lower.flip({0, 1});
-  at::Tensor factor =
-      at::linalg_solve_triangular(upper, at::eye(hessian.size(0), hessian.options()), /*upper=*/true).contiguous();
-  if (!factor.isfinite().all().item<bool>()) return std::nullopt;
-  return factor;
+/// The inverse of a lower triangular matrix, in its place.
+void invert_lower(const at::Tensor& lower) {
+  constexpr int64_t kBlock = 512;
+  for (int64_t first = 0; first < lower.size(0); first += kBlock) {
+    const int64_t count = std::min(kBlock, lower.size(0) - first);
+    const at::Tensor rows = lower.narrow(0, first, count);
+    const at::Tensor diagonal = rows.narrow(1, first, count);
+    const at::Tensor inverse = at::linalg_solve_triangular(diagonal, at::eye(count, lower.options()), /*upper=*/false);
+    const at::Tensor left = rows.narrow(1, 0, first);
+    left.copy_(at::mm(at::mm(inverse, left), lower.narrow(0, 0, first).narrow(1, 0, first)).neg_());
+    diagonal.copy_(inverse);
+  }
 }
 
-at::Tensor damped_inverse_factor(const at::Tensor& hessian, double damp_percent) {
+/// L^-1, where L·L^T is the matrix; in the matrix's place. False if it is not positive definite.
+bool replace_by_inverse_factor(const at::Tensor& matrix) {
+  const at::Tensor by_columns = matrix.t();  // the same matrix, as LAPACK takes it
+  at::Tensor lower = by_columns;
+  at::Tensor info = at::empty({}, matrix.options().dtype(at::kInt));
+  at::linalg_cholesky_ex_out(lower, info, by_columns);
+  if (info.item<int32_t>() != 0) return false;
+  invert_lower(lower);
+  return lower.isfinite().all().item<bool>();
+}
+
+/// Of the damped Hessian, rows and columns in `order`.
+at::Tensor damped_inverse_factor(const at::Tensor& hessian, const at::Tensor& diagonal, const at::Tensor& order,
+                                 double damp_percent) {
   constexpr int kTries = 4;
-  const double mean = hessian.diagonal().mean().item<double>();
+  const double mean = diagonal.mean().item<double>();
   for (int tries = 0; std::isfinite(mean) && tries < kTries; ++tries, damp_percent *= 10) {
-    at::Tensor damped = hessian.clone();
-    damped.diagonal().add_(damp_percent * mean);
-    if (auto factor = inverse_factor(damped)) return *std::move(factor);
+    at::Tensor damped = at::index(hessian, {order.unsqueeze(1), order});
+    damped.diagonal().copy_(diagonal.index_select(0, order) + damp_percent * mean);
+    if (replace_by_inverse_factor(damped)) return damped.t();
     log::warning("the Hessian of a layer cannot be inverted with damp_percent {}; trying {}", damp_percent,
                  10 * damp_percent);
   }
@@ -54,13 +70,20 @@ at::Tensor damped_inverse_factor(const at::Tensor& hessian, double damp_percent)
 
 /// Everything in the order in which columns are rounded.
 struct Problem {
-  at::Tensor weight;  // float32 [O, C], changed
-  at::Tensor factor;  // U [C, C]
-  at::Tensor groups;  // int32 [C]: the group of each column
-  at::Tensor order;   // int64 [C]: the input of each column; undefined: as they are
-  Ranges ranges;      // [O, G]; not yet known with finds_ranges
+  at::Tensor weight;   // float32 [O, C], changed
+  at::Tensor inverse;  // [C, C]: L^-1 of the damped Hessian, its columns in the opposite order
+  at::Tensor groups;   // int32 [C]: the group of each column
+  at::Tensor order;    // int64 [C]: the input of each column; undefined: as they are
+  Ranges ranges;       // [O, G]; not yet known with finds_ranges
   bool finds_ranges = true;
   int64_t block = 0;
+
+  /// Rows of U, from their diagonal on: [count, C - first]. U is upper and U^T·U the inverse of the damped Hessian: U
+  /// is L^-1 read backwards.
+  [[nodiscard]] at::Tensor factor(int64_t first, int64_t count) const {
+    const int64_t columns = inverse.size(0) - first;
+    return inverse.narrow(0, columns - count, count).narrow(1, 0, columns).flip({0, 1}).contiguous();
+  }
 };
 
 /// So that a group's columns have the errors of all columns before it when its range is found, whatever the block.
@@ -72,27 +95,26 @@ int64_t aligned_block(int64_t block, int64_t group, int64_t columns) {
 Problem prepare(const at::Tensor& weight, const at::Tensor& hessian, const Scheme& scheme, const GptqOptions& options) {
   const int64_t columns = weight.size(1);
   const int64_t group = scheme.group_of(columns);
-  Problem problem{.weight = weight.clone(), .factor = {}, .groups = {}, .order = {}, .ranges = {}};
-  at::Tensor damped = hessian.clone();
-  const at::Tensor unused = damped.diagonal() == 0;
-  damped.diagonal().masked_fill_(unused, 1);
+  Problem problem{.weight = weight.clone(), .inverse = {}, .groups = {}, .order = {}, .ranges = {}};
+  const at::Tensor unused = hessian.diagonal() == 0;
+  const at::Tensor diagonal = hessian.diagonal().masked_fill(unused, 1);
   problem.weight.masked_fill_(unused.unsqueeze(0), 0);
-  at::Tensor inputs = at::arange(columns, weight.options().dtype(at::kLong));
+  const at::Tensor inputs = at::arange(columns, weight.options().dtype(at::kLong));
   problem.finds_ranges = !options.static_groups && group != columns;
   if (problem.finds_ranges) {
     problem.ranges.scales = at::empty({weight.size(0), columns / group}, weight.options());
     problem.ranges.zeros = at::empty({weight.size(0), columns / group}, weight.options());
   } else {
-    problem.ranges = options.clip ? search_ranges(problem.weight, damped, scheme) : find_ranges(problem.weight, scheme);
+    problem.ranges =
+        options.clip ? search_ranges(problem.weight, hessian, scheme) : find_ranges(problem.weight, scheme);
   }
   if (options.act_order) {
-    problem.order = damped.diagonal().argsort(/*dim=*/0, /*descending=*/true);
+    problem.order = diagonal.argsort(/*dim=*/0, /*descending=*/true);
     problem.weight = problem.weight.index_select(1, problem.order);
-    damped = damped.index_select(0, problem.order).index_select(1, problem.order);
-    if (options.static_groups) inputs = problem.order;
   }
-  problem.groups = inputs.div(group, "floor").to(at::kInt);
-  problem.factor = damped_inverse_factor(damped, options.damp_percent);
+  const at::Tensor order = options.act_order ? problem.order : inputs;
+  problem.groups = (options.static_groups ? order : inputs).div(group, "floor").to(at::kInt);
+  problem.inverse = damped_inverse_factor(hessian, diagonal, order.flip(0), options.damp_percent);
   problem.block = aligned_block(std::min(options.block_size, columns), group, columns);
   return problem;
 }
@@ -146,8 +168,8 @@ RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const Sc
   at::Tensor codes = at::empty(weight.sizes(), at::kByte);
   for (int64_t first = 0; first < columns; first += problem.block) {
     const int64_t count = std::min(problem.block, columns - first);
-    const at::Tensor factor = problem.factor.narrow(0, first, count);
-    const at::Tensor within = factor.narrow(1, first, count).contiguous();
+    const at::Tensor factor = problem.factor(first, count);
+    const at::Tensor within = factor.narrow(1, 0, count).contiguous();
     const at::Tensor errors = at::empty({weight.size(0), count}, at::kFloat);
     round_block(problem,
                 {.first = first,
@@ -164,7 +186,7 @@ RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const Sc
                 codes, errors);
     const int64_t next = first + count;
     if (next < columns) {
-      problem.weight.narrow(1, next, columns - next).addmm_(errors, factor.narrow(1, next, columns - next), 1, -1);
+      problem.weight.narrow(1, next, columns - next).addmm_(errors, factor.narrow(1, count, columns - next), 1, -1);
     }
   }
   return finish(std::move(problem), std::move(codes));
@@ -191,10 +213,10 @@ RoundedWeight composite::gptq(const at::Tensor& weight, const at::Tensor& hessia
     const at::Tensor now = problem.weight.select(1, column);
     const at::Tensor code = (now / scale).round_().add_(zero).clamp_(0, scheme.largest_code());
     codes.select(1, column).copy_(code);
-    const at::Tensor factor = problem.factor[column];
-    const at::Tensor error = (now - (code - zero) * scale) / factor[column];
+    const at::Tensor factor = problem.factor(column, 1)[0];
+    const at::Tensor error = (now - (code - zero) * scale) / factor[0];
     const int64_t rest = columns - column - 1;
-    problem.weight.narrow(1, column + 1, rest).sub_(at::outer(error, factor.narrow(0, column + 1, rest)));
+    problem.weight.narrow(1, column + 1, rest).sub_(at::outer(error, factor.narrow(0, 1, rest)));
   }
   return finish(std::move(problem), std::move(codes));
 }

@@ -5,6 +5,8 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
+#include "ops/gram.h"
+
 namespace fettle::quantize {
 
 InputSums::InputSums(int64_t columns, at::Device device)
@@ -12,9 +14,8 @@ InputSums::InputSums(int64_t columns, at::Device device)
       absolute_(at::zeros({columns}, at::dtype(at::kFloat).device(device))) {}
 
 void InputSums::add(const at::Tensor& x) {
-  const at::Tensor wide = x.to(at::kFloat);
-  products_.addmm_(wide.t(), wide);
-  absolute_ += wide.abs().sum(0);
+  ops::add_gram(products_, x);
+  absolute_ += x.abs().sum(0, /*keepdim=*/false, at::kFloat);
   tokens_ += x.size(0);
 }
 

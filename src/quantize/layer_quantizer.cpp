@@ -165,16 +165,18 @@ class Work {
     for (size_t i = 0; i < calibration_.batches.size(); ++i) {
       const at::Tensor x = input(i, stream_of(calibration_.batches[i], place_));
       const bool is_added = stage == kOutput || stage == kDown;
-      inputs.add(is_added ? x * share_of_stream(*linears(stage).front(), x, calibration_.hidden[i]) : x);
+      const Linear& linear = *linears(stage).front();
+      inputs.add(is_added ? (x * share_of_stream(linear, x, calibration_.hidden[i])).to(x.scalar_type()) : x);
     }
     look(stage, inputs.mean());
   }
 
   /// 1 / the size of the stream after each token's output is added to it, [T, 1]: the next norm divides by that, and so
-  /// the output's error too. Else a few tokens whose activations are enormous (arXiv 2402.17762) would decide alone.
+  /// the output's error too. Else a few tokens whose activations are enormous (arXiv 2402.17762) would decide alone. It
+  /// is rounded to a power of two, which bfloat16 multiplies by exactly.
   [[nodiscard]] at::Tensor share_of_stream(const Linear& linear, const at::Tensor& x, const at::Tensor& stream) const {
     const at::Tensor after = (stream + model::project(x, {&linear}, {})[0]).to(at::kFloat);
-    return after.square().mean(-1, /*keepdim=*/true).add_(place_.spec.norm_eps).rsqrt_();
+    return after.square().mean(-1, /*keepdim=*/true).add_(place_.spec.norm_eps).rsqrt_().log2_().round_().exp2_();
   }
 
   void round(Stage stage, size_t i, const RoundedWeight& rounded) {
