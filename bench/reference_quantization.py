@@ -30,8 +30,10 @@ def settings(algorithm, bits, group, scheme):
 
 
 def main(model_folder, rows_file, output, algorithm, *options):
+    model_folder, output = (str(pathlib.Path(path).resolve()) for path in (model_folder, output))
     with open(rows_file) as lines:
         rows = [json.loads(line)["input_ids"] for line in lines]
+    os.chdir(pathlib.Path(output).parent)  # it writes logs into the folder that it is run in
     calibration = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
     model = gptqmodel.GPTQModel.load(
         model_folder, settings(algorithm, *options), device="cpu", dtype=torch.bfloat16
