@@ -114,7 +114,7 @@ def make_qwen2(folder):
         shutil.copy(file, folder)
 
 
-MAKERS = {"SmolLM2-135M": make_smollm2, "stories260K": make_stories, "stories260K as a Qwen2": make_qwen2}
+MAKERS = {"stories260K": make_stories, "stories260K as a Qwen2": make_qwen2, "SmolLM2-135M": make_smollm2}
 
 
 def prepare(name, folder):
