@@ -6,9 +6,8 @@
 namespace fettle::cli {
 
 /// do_quantize and do_benchmark of a training that is complete: merges an adapter into its base (output_dir/merged),
-/// quantizes the result (quantize_output_dir) and measures both. What an earlier start made of
-/// the same weights and options is not made again. Returns the exit code. Throws Error as train::merge, quantize_model
-/// and train::benchmark.
+/// quantizes the result (quantize_output_dir) and measures both. What an earlier start made of the same weights and
+/// options is not made again. Returns the exit code. Throws Error as train::merge, quantize_model and train::benchmark.
 int after_training(const config::Config& config);
 
 }  // namespace fettle::cli

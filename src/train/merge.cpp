@@ -147,7 +147,8 @@ nlohmann::ordered_json Merging::compare(const std::vector<WeightedAdapter>& adap
 nlohmann::ordered_json Merging::run() {
   require_no_input(config_, adapter_names(config_));
   std::vector<WeightedAdapter> adapters = read_adapters(config_, inputs_.spec);
-  const std::optional<RecordsToTry> records = records_to_try(config_, inputs_);
+  const bool is_compared = config_.output.verify_saved_model;
+  const std::optional<RecordsToTry> records = is_compared ? records_to_try(config_, inputs_) : std::nullopt;
   const std::string made_of = identity(config_, inputs_, adapters, records);
   if (auto earlier = made_earlier(folder_, made_of)) {
     log::info("the model is in {} already", folder_.string());
@@ -164,7 +165,7 @@ nlohmann::ordered_json Merging::run() {
   for (const WeightedAdapter& adapter : adapters) {
     results["merged_adapters"].push_back({{"adapter", adapter.name.name}, {"weight", adapter.name.weight}});
   }
-  if (config_.output.verify_saved_model) results.update(compare(adapters, records, rounding_bound(weights)));
+  if (is_compared) results.update(compare(adapters, records, rounding_bound(weights)));
   write_file(folder_ / "README.md", merged_model_card(config_, results));
   write_made(folder_, results, made_of);
   write_model_files(folder_, inputs_.base, inputs_.tokenizer, type);

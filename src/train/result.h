@@ -30,8 +30,7 @@ void write_results(const config::Config& config, const TrainingState& state, con
 /// need not make it again. Throws Error{kIo} or {kPermission}.
 void write_made(const std::filesystem::path& folder, nlohmann::ordered_json results, const std::string& identity);
 
-/// What write_made was given, if the folder was made of the same and its files are those of its
-/// manifest; else nothing.
+/// What write_made was given, if the folder was made of the same and its files are those of its manifest; else nothing.
 std::optional<nlohmann::ordered_json> made_earlier(const std::filesystem::path& folder, const std::string& identity);
 
 /// manifest.sha256 of a result, without what says how the run stands and what has a manifest of its own. Throws
