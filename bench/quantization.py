@@ -29,7 +29,6 @@ REPOSITORY = benches.REPOSITORY
 RESULTS = REPOSITORY / "docs/quantization.json"
 PAGE = REPOSITORY / "docs/quantization.md"
 REFERENCE = REPOSITORY / "bench/reference_quantization.py"
-ALGORITHMS = ["RTN", "GPTQ", "AWQ", "TEQ"]
 GROUPS = [-1, 64, 32]  # 128 does not divide the model's 576 inputs
 TURNS = 2
 BENCHMARK = {"benchmark_input_tokens": 128, "benchmark_output_tokens": 32, "benchmark_iterations": 3, "benchmark_warmup": 1}
@@ -81,7 +80,7 @@ def measure_table(bench):
     records = {"train_file": rows, "validation_file": held_out, "calibration_length": models.ROW_TOKENS}
     for group in GROUPS:
         for bits in range(8, 0, -1):
-            for algorithm in ALGORITHMS:
+            for algorithm in report.ALGORITHMS:
                 options = {**records, "woq_bits": bits, "woq_algo": algorithm, "woq_group_size": group}
                 bench.keep("table", f"{algorithm} {bits} {group}",
                            lambda: bench.quantize(model, bench.folder / "quantized", **options))  # fmt: skip
@@ -90,6 +89,7 @@ def measure_table(bench):
 def measure_reference(bench):
     for name in models.MAKERS:
         model, rows, held_out = models.prepare(name, bench.folder)
+        bench.keep("reference", f"{name} before", lambda: {"perplexity": bench.perplexity(model, held_out)})
         for algorithm, bits, scheme in COMPARED:
             key = f"{name} {algorithm} {bits} {scheme}"
             records = {"train_file": rows, "validation_file": held_out, "calibration_length": models.ROW_TOKENS}
@@ -106,7 +106,6 @@ def measure_reference(bench):
                 return bench.perplexity(bench.folder / "quantized", held_out)
 
             bench.keep("reference", key, lambda: {"fettle": ours(), "reference": theirs()})
-        bench.keep("reference", f"{name} before", lambda: {"perplexity": bench.perplexity(model, held_out)})
 
 
 def reference(bench, *arguments):

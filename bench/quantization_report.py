@@ -59,10 +59,9 @@ def reference(measured):
     ]
     before = {key.removesuffix(" before"): value for key, value in measured.items() if key.endswith(" before")}
     for key, value in measured.items():
-        name = next((name for name in before if key.startswith(name + " ")), None)
-        if name is None or key.endswith(" before"):
+        if key.endswith(" before"):
             continue
-        algorithm, bits, scheme = key.removeprefix(name + " ").split()
+        name, algorithm, bits, scheme = key.rsplit(" ", 3)
         lines.append(
             f"| {name} | {algorithm} | {bits} | {scheme} | {before[name]['perplexity']:.4f} "
             f"| {value['reference']:.4f} | {value['fettle']:.4f} |"
