@@ -58,9 +58,10 @@ test-cluster: ## the chart on a real Kubernetes made on this machine: trained, i
 hpu-check: ## on a machine with Gaudi cards, in the vendor's image: compare with the processor, and measure
 	@tools/hpu_check.sh
 
-lint: ## clang-format and clang-tidy
+lint: ## clang-format, and clang-tidy over each source by itself
 	@tools/setup.sh lint
 	@$(MAKE) --no-print-directory build-all
+	@cmake --preset release -B build/lint -DCMAKE_UNITY_BUILD=OFF $(CMAKE_ARGS) >/dev/null
 	@tools/lint.sh
 
 format: ## format every C++ and Rust source in place

@@ -87,6 +87,7 @@ def make_stories(folder, kind="llama"):
     state = safetensors.torch.load_file(STORIES / "model.safetensors")
     config = widened(state, json.loads((STORIES / "config.json").read_text()))
     if kind == "qwen2":
+        config = {key: value for key, value in config.items() if not key.endswith("_bias")}
         config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
         for name in list(state):
             if any(f"{part}_proj.weight" in name for part in "qkv"):

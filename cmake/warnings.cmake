@@ -9,6 +9,10 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_compile_options(fettle_options INTERFACE -Wno-restrict -Wno-stringop-overflow -Wno-stringop-overread
                                                   -Wno-array-bounds -Wno-maybe-uninitialized -Wno-dangling-pointer)
 endif()
+if(CMAKE_UNITY_BUILD)
+  # What is local to a source looks to GCC, which sees it included, as if it were in a header. The linter's build is not of one piece.
+  target_compile_options(fettle_options INTERFACE -Wno-subobject-linkage)
+endif()
 if(FETTLE_SANITIZE)
   target_compile_options(fettle_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(fettle_options INTERFACE -fsanitize=address,undefined)

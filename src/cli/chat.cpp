@@ -52,8 +52,8 @@ void catch_interrupts() {
   ::sigaction(SIGINT, &action, nullptr);
 }
 
-/// Lines of standard input.
-class Lines {
+/// InputLines of standard input.
+class InputLines {
  public:
   /// Nothing at the end of the input, or where Ctrl-C came.
   std::optional<std::string> next() {
@@ -202,7 +202,7 @@ int chat(const Arguments& arguments) {
     log::info("{}; /help shows the commands", device.description());
     catch_interrupts();
   }
-  Lines lines;
+  InputLines lines;
   for (;;) {
     interrupted = 0;  // what stopped the last answer; before the prompt invites the next
     if (shows_prompt) print_now("> ");

@@ -71,12 +71,13 @@ Questions read_questions(const config::Config& config, const std::vector<train::
 }
 
 /// What the files of all models hold.
-struct Lines {
+struct OutputLines {
   std::vector<Json> records;
   std::vector<Json> items;
 };
 
-Json evaluate_one(const model::Decoder& model, const config::Config& config, const Questions& questions, Lines& lines) {
+Json evaluate_one(const model::Decoder& model, const config::Config& config, const Questions& questions,
+                  OutputLines& lines) {
   Json results = Json::object();
   if (questions.records) {
     const auto evaluation = config.eval.per_record.empty()
@@ -107,11 +108,11 @@ void append_named(std::vector<Json>& all, std::vector<Json>& lines, const std::s
 Json evaluate_all(const std::vector<train::Candidate>& candidates, const std::vector<train::ModelInputs>& inputs,
                   const config::Config& config, const Questions& questions, const train::ComputeOptions& compute) {
   std::vector<Json> results;
-  Lines all;
+  OutputLines all;
   for (size_t i = 0; i < candidates.size(); ++i) {  // one model in memory at a time
     if (candidates.size() > 1) log::info("model {} of {}: {}", i + 1, candidates.size(), candidates[i].name);
     const model::Decoder model = train::load_model(inputs[i], candidates[i].options, compute);
-    Lines lines;
+    OutputLines lines;
     results.push_back(evaluate_one(model, config, questions, lines));
     if (candidates.size() == 1) {
       all = std::move(lines);

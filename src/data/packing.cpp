@@ -8,7 +8,7 @@
 namespace fettle::data {
 namespace {
 
-constexpr int64_t kNone = -1;
+constexpr int64_t kNoRow = -1;
 
 /// A set of integers in [0, size) that finds the least member not below a bound: a bit each, and a bit a word above it.
 class IntegerSet {
@@ -40,7 +40,7 @@ class IntegerSet {
   [[nodiscard]] int64_t least_from(int64_t bound) const {
     auto bit = static_cast<size_t>(bound);
     for (size_t level = 0; level < levels_.size(); ++level) {
-      if (bit / 64 >= levels_[level].size()) return kNone;
+      if (bit / 64 >= levels_[level].size()) return kNoRow;
       const uint64_t word = levels_[level][bit / 64] >> (bit % 64);
       if (word != 0) {
         bit += static_cast<size_t>(std::countr_zero(word));
@@ -48,7 +48,7 @@ class IntegerSet {
       }
       bit = bit / 64 + 1;
     }
-    return kNone;
+    return kNoRow;
   }
 
  private:
@@ -64,24 +64,24 @@ class IntegerSet {
 class OpenRows {
  public:
   explicit OpenRows(int64_t capacity)
-      : first_(static_cast<size_t>(capacity) + 1, kNone), last_(first_), spaces_(capacity + 1) {}
+      : first_(static_cast<size_t>(capacity) + 1, kNoRow), last_(first_), spaces_(capacity + 1) {}
 
-  /// Takes the row with the least space that is at least `length` out; kNone if there is none. Sets its `space`.
+  /// Takes the row with the least space that is at least `length` out; kNoRow if there is none. Sets its `space`.
   int64_t take(int64_t length, int64_t& space) {
     space = spaces_.least_from(length);
-    if (space == kNone) return kNone;
+    if (space == kNoRow) return kNoRow;
     auto& first = first_[static_cast<size_t>(space)];
     const int64_t row = first;
     first = next_[static_cast<size_t>(row)];
-    if (first == kNone) spaces_.erase(space);
+    if (first == kNoRow) spaces_.erase(space);
     return row;
   }
 
   void put(int64_t row, int64_t space) {
-    if (static_cast<size_t>(row) >= next_.size()) next_.resize(static_cast<size_t>(row) + 1, kNone);
-    next_[static_cast<size_t>(row)] = kNone;
+    if (static_cast<size_t>(row) >= next_.size()) next_.resize(static_cast<size_t>(row) + 1, kNoRow);
+    next_[static_cast<size_t>(row)] = kNoRow;
     const auto s = static_cast<size_t>(space);
-    if (first_[s] == kNone) {
+    if (first_[s] == kNoRow) {
       first_[s] = row;
       spaces_.insert(space);
     } else {
@@ -111,13 +111,13 @@ std::vector<int64_t> counting_sort(std::span<const int64_t> keys, int64_t limit)
 
 /// Items by row, from the row of each item: rows renumbered by their first item.
 Packing gather(std::vector<int64_t> row_of, int64_t rows) {
-  std::vector<int64_t> number(static_cast<size_t>(rows), kNone);
+  std::vector<int64_t> number(static_cast<size_t>(rows), kNoRow);
   int64_t seen = 0;
   Packing packing;
   packing.offsets.assign(static_cast<size_t>(rows) + 1, 0);
   for (int64_t& row : row_of) {
     int64_t& renamed = number[static_cast<size_t>(row)];
-    if (renamed == kNone) renamed = seen++;
+    if (renamed == kNoRow) renamed = seen++;
     row = renamed;
     ++packing.offsets[static_cast<size_t>(row) + 1];
   }
@@ -152,7 +152,7 @@ Packing pack_best_fit(std::span<const int64_t> lengths, int64_t capacity) {
     const int64_t length = lengths[static_cast<size_t>(item)];
     int64_t space = 0;
     int64_t row = open.take(length, space);
-    if (row == kNone) {
+    if (row == kNoRow) {
       row = rows++;
       space = capacity;
     }

@@ -14,16 +14,16 @@
 namespace fettle::data {
 namespace {
 
-constexpr size_t kNone = std::string_view::npos;
+constexpr size_t kIncomplete = std::string_view::npos;
 
-/// The end of the field that begins at `begin`: the position of its comma or line break, or the end of the text; kNone
-/// if a quote is never closed.
+/// The end of the field that begins at `begin`: the position of its comma or line break, or the end of the text;
+/// kIncomplete if a quote is never closed.
 size_t field_end(std::string_view text, size_t begin) {
   size_t position = begin;
   if (position < text.size() && text[position] == '"') {
     for (++position;; position += 2) {
       position = text.find('"', position);
-      if (position == kNone) return kNone;
+      if (position == kIncomplete) return kIncomplete;
       if (position + 1 >= text.size() || text[position + 1] != '"') break;
     }
     ++position;
@@ -106,8 +106,8 @@ class CsvReader final : public RecordReader {
     while (!rest_.empty() && (rest_.front() == '\n' || rest_.front() == '\r')) skip_line_break();
     if (rest_.empty()) return false;
     size_t end = field_end(rest_, 0);
-    while (end != kNone && end < rest_.size() && rest_[end] == ',') end = field_end(rest_, end + 1);
-    if (end == kNone) {
+    while (end != kIncomplete && end < rest_.size() && rest_[end] == ',') end = field_end(rest_, end + 1);
+    if (end == kIncomplete) {
       throw Error(ExitCode::kData, fmt::format("{}:{}: a quote in this row is never closed", name_, line_),
                   "double the quotes inside quoted fields (\"\")");
     }

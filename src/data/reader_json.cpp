@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kNone = std::string_view::npos;
 constexpr int kMaxDepth =
     64;  // no dataset comes near it; a hostile file must not exhaust the stack of whoever renders it
-constexpr std::string_view kWhite = " \t\r\n";
+constexpr std::string_view kJsonWhite = " \t\r\n";
 constexpr std::string_view kBrackets = "\"{}[]";
 
 /// The position after the string that opens at `begin`; kNone if it never closes.
@@ -54,7 +54,7 @@ size_t value_end(std::string_view text, size_t begin, int& depth) {
 }
 
 size_t skip_white(std::string_view text, size_t position) {
-  return std::min(text.find_first_not_of(kWhite, position), text.size());
+  return std::min(text.find_first_not_of(kJsonWhite, position), text.size());
 }
 
 /// Where the array of records opens in `text`, an object: the value of its member "data", or its only member if that is
@@ -156,9 +156,9 @@ class JsonLinesReader final : public RecordReader {
       const std::string_view line = rest_.substr(0, end);
       rest_.remove_prefix(std::min(end + 1, rest_.size()));
       ++line_;
-      const size_t begin = line.find_first_not_of(kWhite);
+      const size_t begin = line.find_first_not_of(kJsonWhite);
       if (begin == kNone) continue;
-      const size_t last = line.find_last_not_of(kWhite);
+      const size_t last = line.find_last_not_of(kJsonWhite);
       record = RawRecord{line.substr(begin, last - begin + 1), line_, ++number_, nullptr};
       return true;
     }

@@ -23,10 +23,10 @@ constexpr const char* kProbe = "FettleProbeWord";
 /// Put into a record's text it shows where that stands: a private-use character, which templates leave alone. A record
 /// that has it itself only loses the help of it.
 constexpr std::string_view kMark = "\U0010FFFD";
-constexpr std::string_view kWhite = " \t\n\v\f\r";
+constexpr std::string_view kPythonWhite = " \t\n\v\f\r";
 
 size_t trimmed_size(std::string_view text) {
-  return text.find_last_not_of(kWhite) + 1;
+  return text.find_last_not_of(kPythonWhite) + 1;
 }
 
 /// Where marks go in a message; the next is tried if the template writes something else for them than it wrote before.

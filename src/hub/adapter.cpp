@@ -20,7 +20,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kConfigFile = "adapter_config.json";
+constexpr const char* kAdapterConfigFile = "adapter_config.json";
 constexpr const char* kWeightsFile = "adapter_model.safetensors";
 
 /// Keys that AdapterConfig carries, or that do not change what a trained adapter computes.
@@ -39,9 +39,9 @@ constexpr std::array<std::string_view, 20> kReadKeys = {"auto_mapping",      "ba
 /// their adapters fit no other base.
 constexpr std::array<std::string_view, 3> kPlainInitialisations = {"gaussian", "orthogonal", "eva"};
 
-class Reader {
+class ConfigReader {
  public:
-  Reader(const json& values, std::string_view name) : values_(values), name_(name) {}
+  ConfigReader(const json& values, std::string_view name) : values_(values), name_(name) {}
 
   AdapterConfig read() const {
     refuse_unsupported();
@@ -163,16 +163,16 @@ json integer_if_whole(double value) {
 }  // namespace
 
 AdapterConfig parse_adapter_config(std::string_view text, std::string_view name) {
-  return Reader(parse_json_object(text, name), name).read();
+  return ConfigReader(parse_json_object(text, name), name).read();
 }
 
 AdapterConfig read_adapter_config(const fs::path& folder) {
-  const fs::path path = folder / kConfigFile;
+  const fs::path path = folder / kAdapterConfigFile;
   if (!path_exists(path)) {
-    throw Error(ExitCode::kNoInput, fmt::format("{}: {} is not there", folder.string(), kConfigFile),
+    throw Error(ExitCode::kNoInput, fmt::format("{}: {} is not there", folder.string(), kAdapterConfigFile),
                 "adapter_name_or_path is a folder that Fettle or PEFT saved an adapter to");
   }
-  return Reader(read_json_object(path), path.string()).read();
+  return ConfigReader(read_json_object(path), path.string()).read();
 }
 
 void write_adapter_config(const fs::path& folder, const AdapterConfig& config) {
@@ -207,7 +207,7 @@ void write_adapter_config(const fs::path& folder, const AdapterConfig& config) {
         "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config"}) {
     values[key] = nullptr;
   }
-  write_file(folder / kConfigFile, values.dump(2) + "\n");
+  write_file(folder / kAdapterConfigFile, values.dump(2) + "\n");
 }
 
 TensorSource open_adapter_weights(const fs::path& folder) {

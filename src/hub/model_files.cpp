@@ -17,8 +17,6 @@ namespace fettle::hub {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr const char* kSingle = "model.safetensors";
-constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kAdapterConfig = "adapter_config.json";
 constexpr const char* kAdapterWeights = "adapter_model.safetensors";
 constexpr std::array kTokenizerTexts = {"tokenizer.model", "merges.txt", "vocab.txt"};
@@ -35,7 +33,7 @@ bool ends_with_any(std::string_view path, const auto& endings) {
 /// Not an index of weights in another format, nor what a trainer left behind.
 bool is_useful_json(std::string_view path) {
   if (!path.ends_with(".json") || path == "trainer_state.json") return false;
-  return !path.ends_with(".index.json") || path == kIndex;
+  return !path.ends_with(".index.json") || path == kSafetensorsIndex;
 }
 
 bool is_text(std::string_view path) {
@@ -46,8 +44,8 @@ bool is_text(std::string_view path) {
 }
 
 bool is_model_weight(const Listing& files, std::string_view path) {
-  if (has(files, kSingle)) return path == kSingle;
-  if (!has(files, kIndex) || path.find('/') != std::string_view::npos) return false;
+  if (has(files, kSafetensorsFile)) return path == kSafetensorsFile;
+  if (!has(files, kSafetensorsIndex) || path.find('/') != std::string_view::npos) return false;
   return path.ends_with(".safetensors") && !path.starts_with("consolidated") && !path.starts_with("adapter_model");
 }
 
@@ -59,7 +57,7 @@ bool is_model_weight(const Listing& files, std::string_view path) {
 }
 
 void require_model_weights(const Listing& files, const std::string& subject) {
-  if (has(files, kSingle) || has(files, kIndex)) return;
+  if (has(files, kSafetensorsFile) || has(files, kSafetensorsIndex)) return;
   if (has(files, kAdapterConfig)) {
     throw Error(ExitCode::kNoInput, fmt::format("{} is a LoRA adapter, not a model", subject),
                 "give it as adapter_name_or_path, and its base model as model_name_or_path");
@@ -71,7 +69,7 @@ void require_model_weights(const Listing& files, const std::string& subject) {
   if (std::ranges::any_of(files, [](const ListedFile& file) { return ends_with_any(file.path, kPickles); })) {
     fail_pickled(subject);
   }
-  throw Error(ExitCode::kNoInput, fmt::format("{} has neither {} nor {}", subject, kSingle, kIndex),
+  throw Error(ExitCode::kNoInput, fmt::format("{} has neither {} nor {}", subject, kSafetensorsFile, kSafetensorsIndex),
               "give a model for transformers");
 }
 
@@ -95,11 +93,11 @@ Listing select_model_files(const Listing& files, ModelPurpose purpose, const std
       case ModelPurpose::kAdapter:
         return file.path == kAdapterConfig || file.path == kAdapterWeights;
       case ModelPurpose::kTokenizer:
-        return is_text(file.path) && file.path != kIndex;
+        return is_text(file.path) && file.path != kSafetensorsIndex;
       case ModelPurpose::kModel:
         break;
     }
-    const bool is_unused_index = file.path == kIndex && has(files, kSingle);
+    const bool is_unused_index = file.path == kSafetensorsIndex && has(files, kSafetensorsFile);
     return (is_text(file.path) && !is_unused_index) || is_model_weight(files, file.path);
   });
   return selected;
@@ -114,10 +112,11 @@ bool is_model_complete(const fs::path& snapshot, ModelPurpose purpose) {
     return is_file(snapshot / kAdapterConfig) && is_file(snapshot / kAdapterWeights);
   }
   if (!has_config || !has_tokenizer) return false;
-  if (is_file(snapshot / kSingle)) return true;
-  if (!is_file(snapshot / kIndex)) return false;
+  if (is_file(snapshot / kSafetensorsFile)) return true;
+  if (!is_file(snapshot / kSafetensorsIndex)) return false;
   try {
-    const auto index = parse_safetensors_index(read_file(snapshot / kIndex), (snapshot / kIndex).string());
+    const auto index =
+        parse_safetensors_index(read_file(snapshot / kSafetensorsIndex), (snapshot / kSafetensorsIndex).string());
     return std::ranges::all_of(index, [&](const auto& entry) { return is_file(snapshot / entry.second); });
   } catch (const Error&) {
     return false;  // a broken index: fetched anew

@@ -14,9 +14,9 @@ namespace {
 using nlohmann::json;
 
 /// Typed access to quantization_config.
-class Reader {
+class BlockReader {
  public:
-  explicit Reader(const json& values) : values_(values) {
+  explicit BlockReader(const json& values) : values_(values) {
     if (!values.is_object()) fail("", "is not an object");
   }
 
@@ -26,9 +26,9 @@ class Reader {
         "models of compressed-tensors (pack-quantized), gptq and awq are known; or use the one it was made from");
   }
 
-  [[nodiscard]] Reader object(const char* key) const {
+  [[nodiscard]] BlockReader object(const char* key) const {
     if (!values_.contains(key)) fail(key, "is missing");
-    return Reader(values_.at(key));
+    return BlockReader(values_.at(key));
   }
   [[nodiscard]] std::string text(const char* key, const char* missing = "") const {
     return has(key) && values_.at(key).is_string() ? values_.at(key).get<std::string>() : missing;
@@ -67,28 +67,28 @@ class Reader {
   const json& values_;
 };
 
-Quantization read_compressed_tensors(const Reader& config) {
+Quantization read_compressed_tensors(const BlockReader& config) {
   config.require("format", "pack-quantized");
   config.require("quantization_status", "compressed");
-  const Reader groups = config.object("config_groups");
-  if (groups.values().size() != 1) Reader::fail("config_groups", "has not one group of layers");
-  const Reader group(groups.values().front());
+  const BlockReader groups = config.object("config_groups");
+  if (groups.values().size() != 1) BlockReader::fail("config_groups", "has not one group of layers");
+  const BlockReader group(groups.values().front());
   for (const char* activations : {"input_activations", "output_activations"}) {
-    if (group.has(activations)) Reader::fail(activations, "is set: activations in few bits are not supported");
+    if (group.has(activations)) BlockReader::fail(activations, "is set: activations in few bits are not supported");
   }
-  const Reader weights = group.object("weights");
+  const BlockReader weights = group.object("weights");
   weights.require("type", "int");
   const std::string strategy = weights.text("strategy", weights.has("group_size") ? "group" : "channel");
-  if (strategy != "group" && strategy != "channel") Reader::fail("strategy", "is " + strategy);
+  if (strategy != "group" && strategy != "channel") BlockReader::fail("strategy", "is " + strategy);
   return {.layout = QuantizedLayout::kCompressedTensors,
           .bits = weights.bits("num_bits", {1, 2, 3, 4, 5, 6, 7, 8}),
           .group = strategy == "channel" ? -1 : weights.group("group_size"),
           .symmetric = weights.flag("symmetric", true)};
 }
 
-Quantization read_gptq(const Reader& config) {
+Quantization read_gptq(const BlockReader& config) {
   const std::string version = config.text("checkpoint_format", "gptq");
-  if (version != "gptq" && version != "gptq_v2") Reader::fail("checkpoint_format", "is " + version);
+  if (version != "gptq" && version != "gptq_v2") BlockReader::fail("checkpoint_format", "is " + version);
   return {.layout = version == "gptq" ? QuantizedLayout::kGptq : QuantizedLayout::kGptqV2,
           .bits = config.bits("bits", {2, 3, 4, 8}),
           .group = config.group("group_size"),
@@ -96,7 +96,7 @@ Quantization read_gptq(const Reader& config) {
           .act_order = config.flag("desc_act", false)};
 }
 
-Quantization read_awq(const Reader& config) {
+Quantization read_awq(const BlockReader& config) {
   config.require("version", "gemm");
   return {.layout = QuantizedLayout::kAwq,
           .bits = config.bits("bits", {4}),
@@ -138,12 +138,12 @@ DType Quantization::scale_type(DType model) const {
 std::optional<Quantization> read_quantization(const json& config) {
   const auto found = config.find("quantization_config");
   if (found == config.end() || found->is_null()) return std::nullopt;
-  const Reader reader(*found);
+  const BlockReader reader(*found);
   const std::string method = reader.text("quant_method");
   if (method == "compressed-tensors") return read_compressed_tensors(reader);
   if (method == "gptq") return read_gptq(reader);
   if (method == "awq") return read_awq(reader);
-  Reader::fail("quant_method", method.empty() ? "is missing" : "is " + method);
+  BlockReader::fail("quant_method", method.empty() ? "is missing" : "is " + method);
 }
 
 json quantization_config(const Quantization& quantization) {

@@ -16,6 +16,10 @@
 
 namespace fettle::hub {
 
+/// What the weights of a model are called: one file, or the list of several.
+constexpr const char* kSafetensorsFile = "model.safetensors";
+constexpr const char* kSafetensorsIndex = "model.safetensors.index.json";
+
 /// One file's content; the views point into the bytes that were parsed.
 struct Safetensors {
   std::vector<TensorView> tensors;  ///< in the order of their bytes

@@ -28,9 +28,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr const char* kSingle = "model.safetensors";
-constexpr const char* kIndex = "model.safetensors.index.json";
-
 size_t byte_count(const TensorView& view) {
   return static_cast<size_t>(element_count(view) * block_layout(view.dtype).bytes);
 }
@@ -150,11 +147,11 @@ void write_files(const fs::path& folder, const std::map<std::string, std::vector
       sum += byte_count(view);
     }
   }
-  if (kept != std::set<std::string>{kSingle}) {
+  if (kept != std::set<std::string>{kSafetensorsFile}) {
     const nlohmann::json index = {{"metadata", {{"total_parameters", parameters}, {"total_size", sum}}},
                                   {"weight_map", weight_map}};
-    write_file(folder / kIndex, index.dump(2) + "\n");
-    kept.insert(kIndex);
+    write_file(folder / kSafetensorsIndex, index.dump(2) + "\n");
+    kept.insert(kSafetensorsIndex);
   }
   remove_stale(folder, kept);
 }
@@ -195,7 +192,7 @@ void write_model_safetensors(const fs::path& folder, std::span<const TensorView>
   const auto shards = split(tensors, max_shard_size);
   std::map<std::string, std::vector<TensorView>> files;
   for (size_t i = 0; i < shards.size(); ++i)
-    files[shards.size() == 1 ? kSingle : shard_name(i, shards.size())] = shards[i];
+    files[shards.size() == 1 ? kSafetensorsFile : shard_name(i, shards.size())] = shards[i];
   write_files(folder, files, bytes);
 }
 

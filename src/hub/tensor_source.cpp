@@ -18,8 +18,6 @@ namespace fettle::hub {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr const char* kSingle = "model.safetensors";
-constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kOtherSave = "index and shards are of different saves; download or save the model again";
 
 /// Refuses a difference, in either direction, between the index and what a shard holds.
@@ -32,7 +30,7 @@ void check_against_index(const Safetensors& shard, const std::map<std::string, s
     if (found == index.end() || found->second != shard_name) {
       throw Error(ExitCode::kData,
                   fmt::format("{}: tensor {} is not listed for this shard in {}", (folder / shard_name).string(),
-                              quote(view.name), kIndex),
+                              quote(view.name), kSafetensorsIndex),
                   kOtherSave);
     }
   }
@@ -43,7 +41,7 @@ void check_against_index(const Safetensors& shard, const std::map<std::string, s
     if (file == shard_name && !present.contains(tensor)) {
       throw Error(ExitCode::kData,
                   fmt::format("{}: tensor {} is missing, although {} lists it", (folder / shard_name).string(),
-                              quote(tensor), kIndex),
+                              quote(tensor), kSafetensorsIndex),
                   kOtherSave);
     }
   }
@@ -52,7 +50,8 @@ void check_against_index(const Safetensors& shard, const std::map<std::string, s
 [[noreturn]] void fail_no_weights(const fs::path& folder) {
   const bool pickled =
       path_exists(folder / "pytorch_model.bin") || path_exists(folder / "pytorch_model.bin.index.json");
-  throw Error(ExitCode::kNoInput, fmt::format("{}: neither {} nor {} is there", folder.string(), kSingle, kIndex),
+  throw Error(ExitCode::kNoInput,
+              fmt::format("{}: neither {} nor {} is there", folder.string(), kSafetensorsFile, kSafetensorsIndex),
               pickled ? "pytorch_model.bin is a pickle and not read: save the model once with transformers' "
                         "save_pretrained, which writes safetensors"
                       : "give a folder with the model's weights");
@@ -72,12 +71,12 @@ const TensorView* TensorSource::find(std::string_view name) const {
 
 TensorSource TensorSource::open_safetensors(const fs::path& file_or_folder) {
   const bool folder = is_folder(file_or_folder);
-  if (!folder || path_exists(file_or_folder / kSingle)) {
-    auto file = MappedFile::open(folder ? file_or_folder / kSingle : file_or_folder);
+  if (!folder || path_exists(file_or_folder / kSafetensorsFile)) {
+    auto file = MappedFile::open(folder ? file_or_folder / kSafetensorsFile : file_or_folder);
     auto content = parse_safetensors(file->bytes(), file->path().string());
     return {{std::move(file)}, std::move(content.tensors)};
   }
-  const fs::path index_path = file_or_folder / kIndex;
+  const fs::path index_path = file_or_folder / kSafetensorsIndex;
   if (!path_exists(index_path)) fail_no_weights(file_or_folder);
 
   const auto index = parse_safetensors_index(read_file(index_path), index_path.string());
@@ -105,14 +104,15 @@ TensorSource TensorSource::open_gguf(const GgufFile& file) {
 
 std::map<std::string, std::string> weight_files(const fs::path& folder) {
   const TensorSource source = TensorSource::open_safetensors(folder);
-  if (!path_exists(folder / kSingle)) return parse_safetensors_index(read_file(folder / kIndex), kIndex);
+  if (!path_exists(folder / kSafetensorsFile))
+    return parse_safetensors_index(read_file(folder / kSafetensorsIndex), kSafetensorsIndex);
   std::map<std::string, std::string> files;
-  for (const TensorView& view : source.tensors()) files[view.name] = kSingle;
+  for (const TensorView& view : source.tensors()) files[view.name] = kSafetensorsFile;
   return files;
 }
 
 bool has_weights(const fs::path& folder) {
-  return path_exists(folder / kSingle) || path_exists(folder / kIndex);
+  return path_exists(folder / kSafetensorsFile) || path_exists(folder / kSafetensorsIndex);
 }
 
 }  // namespace fettle::hub

@@ -130,7 +130,7 @@ void flash_forward(const variable_list& streams, const Documents& documents, con
   });
 }
 
-struct Gradients {
+struct AttentionGradients {
   at::Tensor output;
   at::Tensor log_sums;
   at::Tensor d_output;
@@ -142,7 +142,7 @@ struct Gradients {
 // The gradients of some key heads, each of one document; parts: float32, both gradients of each of their query heads.
 template <typename T>
 void backward_of(std::span<const Unit> units, const variable_list& streams, const Documents& documents,
-                 const Gradients& to) {
+                 const AttentionGradients& to) {
   const Heads heads{streams[0].size(1), streams[1].size(1), streams[0].size(2)};
   struct Item {
     Unit unit;
@@ -186,7 +186,7 @@ void backward_of(std::span<const Unit> units, const variable_list& streams, cons
 }
 
 template <typename T>
-void flash_backward(const variable_list& streams, const Documents& documents, const Gradients& to) {
+void flash_backward(const variable_list& streams, const Documents& documents, const AttentionGradients& to) {
   const Heads heads{streams[0].size(1), streams[1].size(1), streams[0].size(2)};
   const std::vector<Unit> units = units_of(documents.boundaries, heads.key);
   const int64_t threads = at::get_num_threads();
@@ -231,12 +231,12 @@ class FlashAttention : public torch::autograd::Function<FlashAttention> {
     const at::ScalarType given = saved[0].scalar_type();
     const at::ScalarType type = product_type(saved[0]);
     const variable_list streams{saved[0].to(type), saved[1].to(type), saved[2].to(type)};
-    const Gradients to{.output = saved[3].to(type),
-                       .log_sums = saved[4],
-                       .d_output = gradients[0].contiguous().to(type),
-                       .d_query = at::empty_like(streams[0]),
-                       .d_key = at::empty_like(streams[1]),
-                       .d_value = at::empty_like(streams[2])};
+    const AttentionGradients to{.output = saved[3].to(type),
+                                .log_sums = saved[4],
+                                .d_output = gradients[0].contiguous().to(type),
+                                .d_query = at::empty_like(streams[0]),
+                                .d_key = at::empty_like(streams[1]),
+                                .d_value = at::empty_like(streams[2])};
     with_element_type(to.d_query, [&]<typename T>(T) { flash_backward<T>(streams, documents, to); });
     return {to.d_query.to(given), to.d_key.to(given), to.d_value.to(given), at::Tensor()};
   }

@@ -36,7 +36,7 @@ constexpr int64_t kAcceleratorChunkBytes = 512 << 20;
 constexpr int64_t kAcceleratorRows = 128;  // whole tiles of a product
 
 // dW += dlogitsᵀ·hidden in float32, whatever the type of the factors.
-void add_product(at::Tensor& sum, const at::Tensor& d_logits, const at::Tensor& hidden) {
+void add_weight_gradient(at::Tensor& sum, const at::Tensor& d_logits, const at::Tensor& hidden) {
   if (d_logits.scalar_type() == at::kFloat) {
     sum.addmm_(d_logits.t(), hidden);
   } else {
@@ -115,7 +115,7 @@ CrossEntropyParts compute(const at::Tensor& hidden, const at::Tensor& weight, co
       rows.set_product(d_hidden, begin, logits, weight);
     }
     if (wanted.weight_gradient) {
-      add_product(d_weight, logits, chunk);
+      add_weight_gradient(d_weight, logits, chunk);
     }
   }
   return {losses.sum(), d_hidden, d_weight};

@@ -57,7 +57,7 @@ struct Inputs {
   const at::Tensor& dy;
   const variable_list& saved;
 };
-struct Gradients {
+struct NormGradients {
   at::Tensor x;
   at::Tensor weight;  // undefined: not wanted
 };
@@ -66,7 +66,7 @@ struct Gradients {
 // result does not either.
 constexpr int64_t kPieces = 64;
 
-Gradients cpu_backward(const Inputs& inputs, cpu::RmsNormRows size, bool weight_is_trained) {
+NormGradients cpu_backward(const Inputs& inputs, cpu::RmsNormRows size, bool weight_is_trained) {
   const auto& [dy, saved] = inputs;
   const at::Tensor dx = at::empty_like(dy);
   const at::Tensor partial = at::zeros({weight_is_trained ? kPieces : 0, size.columns}, dy.options().dtype(at::kFloat));
@@ -91,9 +91,9 @@ Gradients cpu_backward(const Inputs& inputs, cpu::RmsNormRows size, bool weight_
   return {dx, weight_is_trained ? partial.sum(0).to(dy.scalar_type()) : at::Tensor()};
 }
 
-Gradients cuda_backward(const Inputs& inputs, cpu::RmsNormRows size, bool weight_is_trained) {
+NormGradients cuda_backward(const Inputs& inputs, cpu::RmsNormRows size, bool weight_is_trained) {
   const auto& [dy, saved] = inputs;
-  Gradients to{at::empty_like(dy), {}};
+  NormGradients to{at::empty_like(dy), {}};
   at::Tensor partial;
   if (weight_is_trained) {
     to.weight = at::empty_like(saved[1]);
@@ -131,7 +131,7 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     const auto size = size_of(saved[0], context->saved_data["eps"].toDouble());
     const bool weight_is_trained = context->needs_input_grad(1);
     const Inputs inputs{dy, saved};
-    const Gradients to =
+    const NormGradients to =
         dy.is_cuda() ? cuda_backward(inputs, size, weight_is_trained) : cpu_backward(inputs, size, weight_is_trained);
     return {to.x, to.weight, at::Tensor()};
   }

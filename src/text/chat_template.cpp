@@ -38,10 +38,10 @@ OrderedJson prepare_message(const OrderedJson& message) {
   return prepared;
 }
 
-constexpr int kDeepest = 100;  // of nested arrays and objects; serde_json's limit is 128
+constexpr int kDeepestVariable = 100;  // of nested arrays and objects; serde_json's limit is 128
 
 void check_depth(const OrderedJson& value, int depth = 0) {
-  if (depth > kDeepest) {
+  if (depth > kDeepestVariable) {
     throw Error(ExitCode::kData, "a record is nested too deeply for a chat template");
   }
   if (value.is_structured()) {

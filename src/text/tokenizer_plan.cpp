@@ -19,7 +19,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kDeepest = 30;  // of nested arrays and objects; what is deeper says nothing to us, and copies recurse
+constexpr int kDeepestPart = 30;  // of nested arrays and objects; what is deeper says nothing to us, and copies recurse
 
 constexpr std::array kNamedTokens = {"bos_token", "eos_token", "unk_token", "sep_token",
                                      "pad_token", "cls_token", "mask_token"};
@@ -28,7 +28,7 @@ json parse(const std::string& text, const std::string& name, std::string_view fi
   if (text.empty()) {
     return json::object();
   }
-  const auto skip_deep = [](int depth, json::parse_event_t, json&) { return depth <= kDeepest; };
+  const auto skip_deep = [](int depth, json::parse_event_t, json&) { return depth <= kDeepestPart; };
   json parsed = json::parse(text, skip_deep, false);
   if (!parsed.is_object()) {
     throw Error(ExitCode::kData, fmt::format("{}: {} is not a JSON object", name, file),
@@ -41,7 +41,7 @@ json parse(const std::string& text, const std::string& name, std::string_view fi
 json parse_outline(const TokenizerFiles& files) {
   const auto skip_large = [](int depth, json::parse_event_t event, json& value) {
     const bool large = depth == 2 && event == json::parse_event_t::key && (value == "vocab" || value == "merges");
-    return !large && depth <= kDeepest;
+    return !large && depth <= kDeepestPart;
   };
   json outline = json::parse(files.tokenizer_json, skip_large, false);
   if (!outline.is_object() || !outline.contains("model") || !outline["model"].is_object()) {

@@ -15,13 +15,13 @@ nlohmann::json best_to_json(double best) {
 }
 
 /// When a metric counts as better than the best one: common to both schedules.
-struct Progress {
+struct StepProgress {
   bool minimize = true;
   bool relative = true;
   double threshold = 0;
 
-  static Progress from(ScheduleArguments& arguments, const std::string& threshold_mode, double threshold) {
-    Progress progress;
+  static StepProgress from(ScheduleArguments& arguments, const std::string& threshold_mode, double threshold) {
+    StepProgress progress;
     progress.minimize = arguments.choice("mode", "min", {"min", "max"}) == "min";
     progress.relative = arguments.choice("threshold_mode", threshold_mode, {"rel", "abs"}) == "rel";
     progress.threshold = arguments.number("threshold", threshold);
@@ -56,7 +56,7 @@ class ReduceOnPlateau final : public Schedule::Adaptive {
         cooldown_(arguments.integer("cooldown", 0)),
         minimum_(arguments.number("min_lr", 0.0)),
         epsilon_(arguments.number("eps", 1e-8)),
-        progress_(Progress::from(arguments, "rel", 1e-4)),
+        progress_(StepProgress::from(arguments, "rel", 1e-4)),
         rate_(learning_rate),
         best_(progress_.worst()) {}
 
@@ -97,7 +97,7 @@ class ReduceOnPlateau final : public Schedule::Adaptive {
   int64_t cooldown_;
   double minimum_;
   double epsilon_;
-  Progress progress_;
+  StepProgress progress_;
   double rate_;
   double best_;
   int64_t bad_ = 0;      ///< evaluations in a row without progress
@@ -116,7 +116,7 @@ class Greedy final : public Schedule::Adaptive {
         epsilon_(arguments.number("eps", 1e-8)),
         window_(arguments.flag("smooth", false) ? arguments.integer("window_size", 50) : 0),
         reset_after_(arguments.integer("reset_start", 500)),
-        progress_(Progress::from(arguments, "abs", 1e-6)),
+        progress_(StepProgress::from(arguments, "abs", 1e-6)),
         initial_rate_(learning_rate),
         rate_(learning_rate),
         best_(progress_.worst()),
@@ -211,7 +211,7 @@ class Greedy final : public Schedule::Adaptive {
   double epsilon_;
   int64_t window_;       ///< 0: no smoothing
   int64_t reset_after_;  ///< reductions at the minimum until everything starts anew
-  Progress progress_;
+  StepProgress progress_;
   double initial_rate_;
   double rate_;
   double best_;

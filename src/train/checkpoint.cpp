@@ -51,7 +51,7 @@ std::string hash_file(const fs::path& path) {
 }
 
 /// `hashes`: those that are known; the other files are read back.
-void write_manifest(const fs::path& folder, const std::map<std::string, std::string>& hashes) {
+void write_step_manifest(const fs::path& folder, const std::map<std::string, std::string>& hashes) {
   nlohmann::json files = nlohmann::json::object();
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
@@ -93,7 +93,7 @@ std::string compare_with_manifest(const fs::path& folder, Compare what) {
   return {};
 }
 
-std::string why_broken(const fs::path& folder, Compare what) {
+std::string how_it_differs(const fs::path& folder, Compare what) {
   try {
     return compare_with_manifest(folder, what);
   } catch (const nlohmann::json::exception&) {
@@ -111,7 +111,7 @@ void write_files(const fs::path& folder, const nlohmann::json& state, const Writ
   const std::map<std::string, std::string> hashes = write_tensors(folder);
   write_file(folder / kState, state.dump(2) + '\n');
   if (add_files) add_files(folder);
-  write_manifest(folder, hashes);
+  write_step_manifest(folder, hashes);
   sync_directory(folder);
 }
 
@@ -176,7 +176,7 @@ bool leaves_open(const Error& error) {
 }
 
 std::string why_broken(const fs::path& folder) {
-  return why_broken(folder, Compare::kHashes);
+  return how_it_differs(folder, Compare::kHashes);
 }
 
 std::optional<int64_t> checkpoint_step(const fs::path& folder) {
@@ -218,7 +218,7 @@ void prune_checkpoints(const fs::path& output_dir, int64_t keep) {
   int64_t kept = 0;
   for (const fs::path& folder : folders) {
     try {
-      const std::string reason = kept < keep ? why_broken(folder, Compare::kSizes) : "";
+      const std::string reason = kept < keep ? how_it_differs(folder, Compare::kSizes) : "";
       if (!reason.empty()) log::warning("removing {}, which is broken: {}", folder.string(), reason);
       if (kept == keep || !reason.empty()) {
         remove_folder(folder);

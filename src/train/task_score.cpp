@@ -21,7 +21,7 @@ namespace {
 
 using Scores = std::vector<std::vector<ChoiceScore>>;
 
-struct Place {
+struct ChoicePlace {
   size_t item;
   size_t choice;
 };
@@ -29,7 +29,7 @@ struct Place {
 /// Tokens that the model reads once, and the choices that are scored by it.
 struct Document {
   const std::vector<int32_t>* input;
-  std::vector<Place> choices;
+  std::vector<ChoicePlace> choices;
 };
 
 std::vector<Document> documents_of(const data::Task& task) {
@@ -62,7 +62,7 @@ void append(data::Batch& batch, const std::vector<int32_t>& input) {
 struct Targets {
   std::vector<int64_t> rows;
   std::vector<int64_t> tokens;
-  std::vector<Place> places;
+  std::vector<ChoicePlace> places;
 };
 
 class Scorer {
@@ -89,7 +89,7 @@ class Scorer {
   void add(const Document& document) {
     if (batch_.cu_seqlens.empty()) batch_.cu_seqlens.push_back(0);
     append(batch_, *document.input);
-    for (const Place& place : document.choices) {
+    for (const ChoicePlace& place : document.choices) {
       const auto& continuation = task_.items[place.item].encodings[place.choice].continuation;
       int64_t row = std::ssize(batch_.tokens) - std::ssize(continuation);
       for (const int32_t token : continuation) {
@@ -126,7 +126,7 @@ class Scorer {
     const at::Tensor likelihoods = logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).to(at::kCPU);
     const at::Tensor hits = (logits.argmax(-1) == tokens).to(at::kCPU);
     for (int64_t i = 0; i < count; ++i) {
-      const Place& place = targets_.places[static_cast<size_t>(first + i)];
+      const ChoicePlace& place = targets_.places[static_cast<size_t>(first + i)];
       ChoiceScore& score = scores_[place.item][place.choice];
       score.log_likelihood += static_cast<double>(likelihoods.const_data_ptr<float>()[i]);
       score.is_greedy = score.is_greedy && hits.const_data_ptr<bool>()[i];

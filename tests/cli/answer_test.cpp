@@ -128,14 +128,14 @@ TEST(GenerateFile, ReplacesNothingUnasked) {
   const std::string prompts = "--prompts_file=" + folder.write("p.txt", "The dog\n");
   const std::string output = folder.write("old.jsonl", "mine");
   Result result = run_program(generate_arguments({prompts, "--output=" + output}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kUsage));
+  EXPECT_EQ(result.code, code(ExitCode::kUsage));
   EXPECT_THAT(result.error(), HasSubstr("overwrite_output"));
   EXPECT_EQ(read_file(output), "mine");
   result = run_program(generate_arguments({prompts, "--output=" + output, "--overwrite_output"}));
   EXPECT_EQ(result.code, 0) << result.err;
   EXPECT_EQ(json::parse(read_file(output))["prompt"], "The dog");
   result = run_program(generate_arguments({prompts, "--output=" + (folder / "p.txt").string(), "--overwrite_output"}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kUsage));
+  EXPECT_EQ(result.code, code(ExitCode::kUsage));
   EXPECT_EQ(read_file(folder / "p.txt"), "The dog\n");
 }
 
@@ -152,7 +152,7 @@ TEST_P(RefusedUse, IsTheUsersError) {
   arguments.push_back("--model_name_or_path=" + stories());
   arguments.emplace_back("--num_threads=1");
   const Result result = run_program(arguments);
-  EXPECT_EQ(result.code, static_cast<int>(GetParam().code)) << result.err;
+  EXPECT_EQ(result.code, code(GetParam().code)) << result.err;
   EXPECT_THAT(result.error(), HasSubstr(GetParam().message));
   EXPECT_EQ(result.out, "");
 }

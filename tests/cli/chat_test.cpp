@@ -94,7 +94,7 @@ TEST(ChatByPipe, NoLinesIsNoError) {
 
 TEST(ChatByPipe, RefusesWhatIsNotText) {
   const Result result = pipe_into("\xFF\n");
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kData));
+  EXPECT_EQ(result.code, code(ExitCode::kData));
   EXPECT_THAT(result.error(), HasSubstr("not UTF-8"));
 }
 
@@ -107,9 +107,9 @@ class Terminal {
     if (child_ != 0) return;
     std::signal(SIGINT, SIG_DFL);
     ::setenv("XDG_CACHE_HOME", "/nonexistent", 1);
-    const int code = run(arguments);
+    const int exit_code = run(arguments);
     std::fflush(nullptr);
-    ::_exit(code);
+    ::_exit(exit_code);
   }
   ~Terminal() {
     if (child_ > 0) ::kill(child_, SIGKILL), ::waitpid(child_, nullptr, 0);

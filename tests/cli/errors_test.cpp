@@ -27,7 +27,7 @@ TEST_P(BadData, IsOneLineThatSaysWhatAndWhere) {
   const TemporaryFolder folder;
   const std::string file = folder.write("train.jsonl", GetParam().content);
   const Result result = run_program(train_arguments(folder / "out", file));
-  EXPECT_EQ(result.code, static_cast<int>(GetParam().code)) << result.err;
+  EXPECT_EQ(result.code, code(GetParam().code)) << result.err;
   EXPECT_THAT(result.error(), HasSubstr(GetParam().message));
   EXPECT_THAT(result.error(), HasSubstr("; ")) << "a hint is missing";
   EXPECT_FALSE(fs::exists(folder / "out")) << "nothing may be written before the data is known to be good";
@@ -49,7 +49,7 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(Errors, AMissingFileExitsWith66) {
   const TemporaryFolder folder;
   const Result result = run_program(train_arguments(folder / "out", folder / "none.jsonl"));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kNoInput));
+  EXPECT_EQ(result.code, code(ExitCode::kNoInput));
   EXPECT_THAT(result.error(), HasSubstr("none.jsonl"));
 }
 
@@ -62,7 +62,7 @@ TEST(Errors, AnUnknownModelTypeIsNamed) {
   Arguments arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()));
   arguments.push_back("--model_name_or_path=" + (folder / "model").string());
   const Result result = run_program(arguments);
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kConfig));
+  EXPECT_EQ(result.code, code(ExitCode::kConfig));
   EXPECT_THAT(result.error(), HasSubstr("gpt_bigcode"));
 }
 
@@ -70,7 +70,7 @@ TEST(Errors, ALoraTargetThatMatchesNothingIsNamed) {
   const TemporaryFolder folder;
   const Result result = run_program(train_arguments(folder / "out", folder.write("train.jsonl", some_records()),
                                                     {"--lora_target_modules=q_proj,vproj"}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kConfig));
+  EXPECT_EQ(result.code, code(ExitCode::kConfig));
   EXPECT_THAT(result.error(), HasSubstr("vproj"));
 }
 
@@ -80,7 +80,7 @@ TEST(Errors, ATruncatedModelIsNamed) {
   fs::resize_file(folder / "model" / "model.safetensors", 5000);
   const Result result = run_program({"eval", "--model_name_or_path=" + (folder / "model").string(),
                                      "--validation_file=" + folder.write("valid.jsonl", some_records())});
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kData));
+  EXPECT_EQ(result.code, code(ExitCode::kData));
   EXPECT_THAT(result.error(), HasSubstr("model.safetensors"));
 }
 
@@ -96,7 +96,7 @@ TEST(Errors, UnknownCommandsAndOptionsNameTheNearest) {
 
 TEST(Errors, EachIsExactlyOneLine) {
   const Result result = run_program({"generate", "--model_name_or_path=/no/such/folder", "--prompt=x"});
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kNoInput));
+  EXPECT_EQ(result.code, code(ExitCode::kNoInput));
   const std::string rest = result.err.substr(result.err.find("error: "));
   EXPECT_EQ(std::count(rest.begin(), rest.end(), '\n'), 1);
 }
@@ -113,7 +113,7 @@ TEST(Streams, LostOutputExitsWith74) {
        {Arguments{"--help"}, {"--version"}, {"train", "--help"}, {"config", "--defaults"}}) {
     for (const std::function<void()>& prepare : {std::function<void()>(full), std::function<void()>(closed)}) {
       const Result result = run_program(arguments, RLIM_INFINITY, prepare);
-      EXPECT_EQ(result.code, static_cast<int>(ExitCode::kIo)) << arguments.front();
+      EXPECT_EQ(result.code, code(ExitCode::kIo)) << arguments.front();
       EXPECT_THAT(result.error(), HasSubstr("cannot write to standard output"));
     }
   }
@@ -157,7 +157,7 @@ TEST(Streams, APromptThatCannotBeReadIsAnError) {
 
 TEST(Errors, LongNamesAreShortenedAndTheReasonStays) {
   const Result result = run_program({"generate", "--model_name_or_path=" + std::string(5000, 'x'), "--prompt=x"});
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kNoInput));
+  EXPECT_EQ(result.code, code(ExitCode::kNoInput));
   EXPECT_LT(result.error().size(), 800U);
   EXPECT_THAT(result.error(), HasSubstr("File name too long; "));
 }
@@ -166,7 +166,7 @@ TEST(Errors, APipeAsInputDoesNotHang) {
   const TemporaryFolder folder;
   ASSERT_EQ(::mkfifo((folder / "pipe.jsonl").c_str(), 0600), 0);
   const Result result = run_program(train_arguments(folder / "out", folder / "pipe.jsonl"));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kNoInput));
+  EXPECT_EQ(result.code, code(ExitCode::kNoInput));
   EXPECT_THAT(result.error(), HasSubstr("is not a regular file"));
 }
 
@@ -178,7 +178,7 @@ TEST(Help, ListsCommandsAndOptions) {
   for (const Arguments& arguments : {Arguments{"train", "-h"}, {"help", "train"}}) {
     EXPECT_EQ(run_program(arguments).out, options.out);
   }
-  EXPECT_EQ(run_program({"help", "tarin"}).code, static_cast<int>(ExitCode::kUsage));
+  EXPECT_EQ(run_program({"help", "tarin"}).code, code(ExitCode::kUsage));
   EXPECT_EQ(options.code, 0);
   EXPECT_THAT(options.out, HasSubstr("learning_rate"));
   EXPECT_THAT(run_program({"--version"}).out, HasSubstr("libtorch"));

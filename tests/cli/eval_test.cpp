@@ -89,7 +89,7 @@ TEST(EvalCompare, RefusesAnotherVocabulary) {
   const std::string other = changed_model(folder, "tokenizer.json", tokenizer.dump());
   const std::string records = "--validation_file=" + folder.write("v.jsonl", some_records());
   const Result result = run_program(eval_arguments({records, "--compare=" + other}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kConfig));
+  EXPECT_EQ(result.code, code(ExitCode::kConfig));
   EXPECT_THAT(result.error(), HasSubstr("token 400"));
   const Result same = run_program(eval_arguments({records, "--compare=" + other, "--tokenizer_name=" + stories()}));
   EXPECT_EQ(same.code, 0) << same.err;
@@ -100,11 +100,11 @@ TEST(EvalCompare, RefusesWhatIsNoModel) {
   std::filesystem::create_directory(folder / "empty");
   const std::string records = "--validation_file=" + folder.write("v.jsonl", some_records());
   Result result = run_program(eval_arguments({records, "--compare=" + (folder / "empty").string()}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kNoInput));
+  EXPECT_EQ(result.code, code(ExitCode::kNoInput));
   EXPECT_THAT(result.error(), HasSubstr("neither config.json nor adapter_config.json"));
   result = run_program(
       eval_arguments({records, "--compare=" + stories(), "--logits_file=" + (folder / "l.safetensors").string()}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kConfig));
+  EXPECT_EQ(result.code, code(ExitCode::kConfig));
 }
 
 constexpr const char* kItems =
@@ -148,16 +148,16 @@ TEST(EvalTask, RefusesWhatItCannotUse) {
   const TemporaryFolder folder;
   const std::string file = folder.write("task.jsonl", R"({"context": "a", "choices": ["b", "c"]})");
   Result result = run_program(eval_arguments({"--task_file=" + file}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kData));
+  EXPECT_EQ(result.code, code(ExitCode::kData));
   EXPECT_THAT(result.error(), HasSubstr("task.jsonl:1: there is no \"gold\""));
   result = run_program(eval_arguments({"--task_file=" + (folder / "absent.jsonl").string()}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kNoInput));
+  EXPECT_EQ(result.code, code(ExitCode::kNoInput));
   result = run_program(eval_arguments({"--task_file=" + file, "--task_output=" + file}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kUsage));
+  EXPECT_EQ(result.code, code(ExitCode::kUsage));
   result = run_program(eval_arguments({"--task_file=" + file, "--per_record=" + (folder / "r.jsonl").string()}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kConfig)) << result.err;
+  EXPECT_EQ(result.code, code(ExitCode::kConfig)) << result.err;
   result = run_program(eval_arguments({}));
-  EXPECT_EQ(result.code, static_cast<int>(ExitCode::kUsage));
+  EXPECT_EQ(result.code, code(ExitCode::kUsage));
 }
 
 }  // namespace

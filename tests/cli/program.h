@@ -21,6 +21,10 @@
 
 namespace fettle::cli {
 
+inline int code(ExitCode value) {
+  return static_cast<int>(value);
+}
+
 struct Result {
   int code = -1;  ///< exit code; 128 + the signal if one ended it
   std::string out;
@@ -47,9 +51,9 @@ inline Result run_program(const Arguments& arguments, rlim_t largest_file = RLIM
     ::setrlimit(RLIMIT_FSIZE, &limit);
     ::setenv("XDG_CACHE_HOME", folder.path().c_str(), 1);
     if (prepare) prepare();
-    const int code = run(arguments);
+    const int exit_code = run(arguments);
     std::fflush(nullptr);
-    ::_exit(code);
+    ::_exit(exit_code);
   }
   int status = 0;
   ::waitpid(child, &status, 0);

@@ -14,10 +14,6 @@ namespace {
 using testing::HasSubstr;
 namespace fs = std::filesystem;
 
-int code(ExitCode value) {
-  return static_cast<int>(value);
-}
-
 TEST(Train, WritesTheAdapterAndEverythingBesideIt) {
   const TemporaryFolder folder;
   const auto arguments = train_arguments(folder / "out", folder.write("train.jsonl", some_records()),

@@ -64,7 +64,7 @@ class RefusedGeneration : public testing::TestWithParam<BadGeneration> {};
 TEST_P(RefusedGeneration, IsTheUsersErrorNotABug) {
   const Result result = run_program({"generate", "--model_name_or_path=" + stories(), "--prompt=Once", "--raw_prompt",
                                      "--do_sample=true", "--num_threads=1", "--max_new_tokens=2", GetParam().option});
-  EXPECT_EQ(result.code, static_cast<int>(GetParam().code)) << result.err;
+  EXPECT_EQ(result.code, code(GetParam().code)) << result.err;
   EXPECT_THAT(result.error(), HasSubstr(GetParam().message));
 }
 

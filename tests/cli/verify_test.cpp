@@ -10,10 +10,6 @@ namespace {
 using testing::HasSubstr;
 using testing::StartsWith;
 
-int code(ExitCode value) {
-  return static_cast<int>(value);
-}
-
 /// A run that leaves its last words in `file`.
 Result run_with_message(const Arguments& arguments, const std::filesystem::path& file) {
   return run_program(arguments, RLIM_INFINITY,

@@ -41,10 +41,10 @@ class TemporaryFile {
   fs::path path_;
 };
 
-const std::vector<std::string> kTrainMinimum = {"--model_name_or_path=m", "--train_file=t.jsonl", "--output_dir=o"};
+const std::vector<std::string> kTrainArguments = {"--model_name_or_path=m", "--train_file=t.jsonl", "--output_dir=o"};
 
 Parsed train(std::vector<std::string> arguments) {
-  arguments.insert(arguments.end(), kTrainMinimum.begin(), kTrainMinimum.end());
+  arguments.insert(arguments.end(), kTrainArguments.begin(), kTrainArguments.end());
   return parse(arguments, Command::kTrain);
 }
 

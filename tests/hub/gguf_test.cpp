@@ -17,20 +17,20 @@ constexpr uint32_t kF32 = 0;
 constexpr uint32_t kQ8 = 8;
 constexpr uint64_t kMany = uint64_t{1} << 60;
 
-struct Case {
+struct GgufCase {
   const char* name;
   std::string bytes;
   const char* fragment;
 };
 
-void PrintTo(const Case& value, std::ostream* out) {
+void PrintTo(const GgufCase& value, std::ostream* out) {
   *out << value.name;
 }
 
-class HostileGguf : public testing::TestWithParam<Case> {};
+class HostileGguf : public testing::TestWithParam<GgufCase> {};
 
 TEST_P(HostileGguf, IsRefusedByName) {
-  const Case& hostile = GetParam();
+  const GgufCase& hostile = GetParam();
   expect_error([&] { GgufFile::parse(as_bytes(hostile.bytes), "m.gguf"); }, ExitCode::kData, hostile.fragment);
   expect_error([&] { GgufFile::parse(as_bytes(hostile.bytes), "m.gguf"); }, ExitCode::kData, "m.gguf: ");
 }
@@ -47,7 +47,7 @@ std::string with_tensor(const std::string& tensor, size_t data_size) {
   return make_gguf({.entries = {}, .tensors = {tensor}, .data_size = data_size});
 }
 
-const std::vector<Case> kPreambles = {
+const std::vector<GgufCase> kPreambleCases = {
     {"Empty", "", "the magic number: 4 bytes at 0 lie outside the file of 0 bytes"},
     {"NotGguf", "PK\3\4 and more", "not a GGUF file"},
     {"Version1", make_gguf({.entries = {}, .tensors = {}, .version = 1}), "GGUF version 1; 2 and 3 are supported"},
@@ -59,7 +59,7 @@ const std::vector<Case> kPreambles = {
     {"MissingTensor", counts(1, 0) + std::string(24, '\0'), "lie outside the file"},
 };
 
-const std::vector<Case> kMetadata = {
+const std::vector<GgufCase> kMetadataCases = {
     {"EndlessKey", counts(0, 1) + little_endian<uint64_t>(65536) + std::string(65540, 'k'),
      "a metadata key: a string of 65536 bytes, at most 65535"},
     {"KeyPastTheEnd", counts(0, 1) + little_endian<uint64_t>(60000) + std::string(20, 'k'), "lie outside the file"},
@@ -81,7 +81,7 @@ const std::vector<Case> kMetadata = {
     {"AlignmentText", with_entry(gguf_entry("general.alignment", "32")), "general.alignment"},
 };
 
-const std::vector<Case> kTensors = {
+const std::vector<GgufCase> kTensorCases = {
     {"LongName", with_tensor(gguf_tensor(std::string(65, 'n'), {1}, kF32, 0), 4), "a string of 65 bytes, at most 64"},
     {"NameTwice",
      make_gguf({.entries = {},
@@ -111,12 +111,12 @@ const std::vector<Case> kTensors = {
      "tensor 'b': overlaps tensor 'a'"},
 };
 
-std::string case_name(const testing::TestParamInfo<Case>& information) {
+std::string gguf_case_name(const testing::TestParamInfo<GgufCase>& information) {
   return information.param.name;
 }
-INSTANTIATE_TEST_SUITE_P(Preambles, HostileGguf, testing::ValuesIn(kPreambles), case_name);
-INSTANTIATE_TEST_SUITE_P(Metadata, HostileGguf, testing::ValuesIn(kMetadata), case_name);
-INSTANTIATE_TEST_SUITE_P(Tensors, HostileGguf, testing::ValuesIn(kTensors), case_name);
+INSTANTIATE_TEST_SUITE_P(Preambles, HostileGguf, testing::ValuesIn(kPreambleCases), gguf_case_name);
+INSTANTIATE_TEST_SUITE_P(Metadata, HostileGguf, testing::ValuesIn(kMetadataCases), gguf_case_name);
+INSTANTIATE_TEST_SUITE_P(Tensors, HostileGguf, testing::ValuesIn(kTensorCases), gguf_case_name);
 
 TEST(Gguf, ReadsEveryValueType) {
   const std::string file = make_gguf(

@@ -29,7 +29,7 @@ GgufTensor counting(const std::string& name, DType dtype, std::vector<int64_t> s
   return {name, dtype, std::move(source), 0, std::move(values)};
 }
 
-std::vector<float> floats_of(const TensorView& view) {
+std::vector<float> written_floats(const TensorView& view) {
   std::vector<float> values(static_cast<size_t>(element_count(view)));
   read_floats(view, values);
   return values;
@@ -82,9 +82,9 @@ TEST(WriteGguf, IsReadBack) {
     EXPECT_EQ(view.dtype, types[i]);
     EXPECT_THAT(view.shape, ElementsAre(3, 64));
     // 191 is the largest value, 31 the widest block: half a step of 15 levels between 0 and 191 at most.
-    EXPECT_THAT(floats_of(view), testing::Pointwise(testing::FloatNear(13), tensors[i].values)) << view.name;
+    EXPECT_THAT(written_floats(view), testing::Pointwise(testing::FloatNear(13), tensors[i].values)) << view.name;
   }
-  EXPECT_EQ(floats_of(file.tensors()[0]), tensors[0].values);
+  EXPECT_EQ(written_floats(file.tensors()[0]), tensors[0].values);
 }
 
 TEST(WriteGguf, InterleavesTheHalvesOfEachHead) {
@@ -99,11 +99,11 @@ TEST(WriteGguf, InterleavesTheHalvesOfEachHead) {
   }
   write_gguf(folder / "m.gguf", {}, tensors, 2);
   const GgufFile file = GgufFile::open(folder / "m.gguf");
-  EXPECT_THAT(floats_of(file.tensors()[1]), ElementsAre(0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11));
+  EXPECT_THAT(written_floats(file.tensors()[1]), ElementsAre(0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11));
   for (size_t i = 0; i < tensors.size(); ++i) {
     TensorView view = file.tensors()[i];
     view.interleaved_heads = 2;
-    EXPECT_EQ(floats_of(view), stored[i]);
+    EXPECT_EQ(written_floats(view), stored[i]);
   }
 }
 

@@ -18,13 +18,13 @@ std::string make_file(std::string_view header, size_t data_size) {
   return little_endian<uint64_t>(header.size()) + std::string(header) + std::string(data_size, '\1');
 }
 
-struct Case {
+struct SafetensorsCase {
   const char* name;
   std::string bytes;
   const char* fragment;
 };
 
-void PrintTo(const Case& value, std::ostream* out) {
+void PrintTo(const SafetensorsCase& value, std::ostream* out) {
   *out << value.name;
 }
 
@@ -34,10 +34,10 @@ std::string repeated(std::string_view text, size_t times) {
   return result;
 }
 
-class HostileSafetensors : public testing::TestWithParam<Case> {};
+class HostileSafetensors : public testing::TestWithParam<SafetensorsCase> {};
 
 TEST_P(HostileSafetensors, IsRefusedByName) {
-  const Case& hostile = GetParam();
+  const SafetensorsCase& hostile = GetParam();
   expect_error([&] { parse_safetensors(as_bytes(hostile.bytes), "m.safetensors"); }, ExitCode::kData, hostile.fragment);
   expect_error([&] { parse_safetensors(as_bytes(hostile.bytes), "m.safetensors"); }, ExitCode::kData, "m.safetensors");
 }
@@ -53,7 +53,7 @@ TEST(Safetensors, ManyTensorsAreReadInSeconds) {
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10)) << "quadratic: it took minutes";
 }
 
-const std::vector<Case> kFraming = {
+const std::vector<SafetensorsCase> kFraming = {
     {"Empty", "", "0 bytes are too few"},
     {"SevenBytes", "1234567", "7 bytes are too few"},
     {"HeaderPastTheEnd", little_endian<uint64_t>(100) + "{}", "a header of 100 bytes in a file of 10"},
@@ -79,7 +79,7 @@ const std::vector<Case> kFraming = {
     {"DataWithoutTensors", make_file("{}", 3), "3 bytes follow the last tensor"},
 };
 
-const std::vector<Case> kEntries = {
+const std::vector<SafetensorsCase> kEntries = {
     {"MetadataNotAnObject", make_file(R"({"__metadata__":[]})", 0), "__metadata__ is not an object"},
     {"MetadataNotText", make_file(R"({"__metadata__":{"format":1}})", 0), "'format' is not a string"},
     {"EntryNotAnObject", make_file(R"({"a":3})", 0), "tensor 'a': its header entry is not an object"},
@@ -143,11 +143,11 @@ const std::vector<Case> kEntries = {
     {"EndlessName", make_file("{\"" + repeated("x", 5000) + "\":3}", 0), "…': its header entry"},
 };
 
-std::string case_name(const testing::TestParamInfo<Case>& information) {
+std::string safetensors_case_name(const testing::TestParamInfo<SafetensorsCase>& information) {
   return information.param.name;
 }
-INSTANTIATE_TEST_SUITE_P(Framing, HostileSafetensors, testing::ValuesIn(kFraming), case_name);
-INSTANTIATE_TEST_SUITE_P(Entries, HostileSafetensors, testing::ValuesIn(kEntries), case_name);
+INSTANTIATE_TEST_SUITE_P(Framing, HostileSafetensors, testing::ValuesIn(kFraming), safetensors_case_name);
+INSTANTIATE_TEST_SUITE_P(Entries, HostileSafetensors, testing::ValuesIn(kEntries), safetensors_case_name);
 
 TEST(Safetensors, ReadsWhatTheFormatAllows) {
   // Any order of entries, scalars, empty tensors, unknown fields, trailing spaces, metadata.

@@ -74,7 +74,7 @@ TEST(LoraTargets, SavedModulesEndWithTheNameAndGetNoLora) {
   EXPECT_THAT(targets.adapted, SizeIs(4));
 }
 
-struct Refused {
+struct RefusedTargets {
   std::vector<std::string> target;
   std::vector<std::string> exclude;
   std::vector<std::string> save;
@@ -82,7 +82,7 @@ struct Refused {
 };
 
 TEST(LoraTargets, RefusesWhatWouldSilentlyTrainLess) {
-  const std::vector<Refused> table{
+  const std::vector<RefusedTargets> table{
       {{"q_proj", "vproj"}, {}, {}, "'vproj' matches no layer"},  // the typo of the old charts
       {{"roj"}, {}, {}, "'roj' matches no layer"},
       {{""}, {}, {}, "matches no layer"},
@@ -95,7 +95,7 @@ TEST(LoraTargets, RefusesWhatWouldSilentlyTrainLess) {
       {{".*norm"}, {}, {}, "cannot be put on"},
       {{"q_proj"}, {}, {"classifier"}, "'classifier' is no module"},
   };
-  for (const Refused& refused : table) {
+  for (const RefusedTargets& refused : table) {
     SCOPED_TRACE(refused.message);
     try {
       select(refused.target, refused.exclude, refused.save);

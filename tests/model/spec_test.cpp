@@ -112,13 +112,13 @@ TEST(DecoderSpec, NoKeyHeadsAreAsManyAsQueryHeads) {
   }
 }
 
-struct Refused {
+struct RefusedConfig {
   json changes;
   const char* key;  // must be in the message
 };
 
 TEST(DecoderSpec, RefusesByName) {
-  const std::vector<Refused> table{
+  const std::vector<RefusedConfig> table{
       {{{"model_type", "gpt2"}}, "llama, mistral, qwen2, qwen3"},
       {{{"model_type", nullptr}}, "model_type"},
       {{{"model_type", 3}}, "model_type"},
@@ -164,7 +164,7 @@ TEST(DecoderSpec, RefusesByName) {
       {{{"model_type", "qwen2"}, {"layer_types", {"sliding_attention", "full_attention", "full_attention"}}},
        "layer_types"},
   };
-  for (const Refused& refused : table) {
+  for (const RefusedConfig& refused : table) {
     SCOPED_TRACE(refused.changes.dump());
     try {
       DecoderSpec::from_config(with(refused.changes));

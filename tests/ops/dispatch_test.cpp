@@ -37,16 +37,10 @@ std::map<std::string, at::Tensor> all_front_doors(at::ScalarType type) {
           {"lora_linear", lora_linear(input({6, 8}), {projection}, {.scaling = 0.5, .dropout = 0}).front()}};
 }
 
-class Composites {
- public:
-  Composites() { set_fused_ops(false); }
-  ~Composites() { set_fused_ops(true); }
-};
-
 TEST(FusedOps, SwitchedOffEveryFrontDoorTakesItsTwin) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
     const auto fused = all_front_doors(type);
-    const Composites plain;
+    const testing::WithoutFusedOps plain;
     for (const auto& [name, result] : all_front_doors(type)) {
       SCOPED_TRACE(name);
       EXPECT_THAT(fused.at(name).grad_fn()->name(), ::testing::HasSubstr("fettle::ops")) << "not Fettle's own kernel";

@@ -10,7 +10,7 @@
 namespace fettle::ops {
 namespace {
 
-class Gram : public testing::TestWithParam<std::tuple<at::ScalarType, int64_t, int64_t>> {};
+class Gram : public ::testing::TestWithParam<std::tuple<at::ScalarType, int64_t, int64_t>> {};
 
 void expect_gram(const at::Tensor& x) {
   const at::Tensor sums = at::ones({x.size(1), x.size(1)});
@@ -33,8 +33,8 @@ TEST_P(Gram, TakesColumnsOfAWiderMatrix) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Gram,
-                         testing::Combine(testing::Values(at::kFloat, at::kBFloat16), testing::Values(1, 37, 512),
-                                          testing::Values(1, 48, 130)));
+                         ::testing::Combine(::testing::Values(at::kFloat, at::kBFloat16), ::testing::Values(1, 37, 512),
+                                            ::testing::Values(1, 48, 130)));
 
 }  // namespace
 }  // namespace fettle::ops

@@ -191,19 +191,13 @@ TEST_P(Bits, ShowWhatIsNotFinite) {
   }
 }
 
-class Composites {
- public:
-  Composites() { set_fused_ops(false); }
-  ~Composites() { set_fused_ops(true); }
-};
-
 TEST_P(Bits, SwitchedOffTakeTheTwin) {
   const GroupedWeight weight = pack(random_codes(GetParam(), {48, 256, 32}, {true, true}));
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
     const at::Tensor x = random({2, 256}).to(type);
     const at::Tensor fused = grouped_linear(x, weight, {});
     ASSERT_TRUE(multiplies_codes(x));
-    const Composites plain;
+    const testing::WithoutFusedOps plain;
     EXPECT_FALSE(multiplies_codes(x));
     EXPECT_TRUE(at::equal(grouped_linear(x, weight, {}), composite::grouped_linear(x, weight, {})));
     EXPECT_FALSE(at::equal(grouped_linear(x, weight, {}), fused)) << "not Fettle's own kernel";

@@ -27,13 +27,13 @@ INSTANTIATE_TEST_SUITE_P(All, Formats, ::testing::ValuesIn(kFormats),
                          [](const auto& info) { return std::string(name(info.param)); });
 
 // Whole blocks and short ones, an odd number of elements, rows that blocks straddle.
-const std::vector<std::vector<int64_t>>& shapes() {
+const std::vector<std::vector<int64_t>>& matrix_shapes() {
   static const std::vector<std::vector<int64_t>> all{{1, 1}, {3, 21}, {5, 13}, {64, 64}, {7, 129}, {300, 200}};
   return all;
 }
 
 TEST_P(Formats, ExpandAsTheTwinBitForBit) {
-  for (const auto& shape : shapes()) {
+  for (const auto& shape : matrix_shapes()) {
     for (const at::ScalarType stored : {at::kFloat, at::kBFloat16}) {
       const QuantizedWeight weight = quantize((random(shape) * 0.02).to(stored), GetParam());
       for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
@@ -56,7 +56,7 @@ double half_gap(WeightFormat format) {
 }
 
 TEST_P(Formats, TakeTheNearestValue) {
-  for (const auto& shape : shapes()) {
+  for (const auto& shape : matrix_shapes()) {
     const at::Tensor weight = random(shape);
     const QuantizedWeight quantized = quantize(weight.to(at::kFloat), GetParam());
     const at::Tensor difference = (dequantize(quantized, at::kFloat).to(at::kDouble) - weight).abs().flatten();
@@ -116,7 +116,7 @@ TEST_P(Formats, TrainAsTheWeightTheyStandFor) {
 }
 
 TEST(Float8, RoundsToThreeBitsOfMantissa) {
-  for (const auto& shape : shapes()) {
+  for (const auto& shape : matrix_shapes()) {
     const at::Tensor weight = random(shape);
     const QuantizedWeight quantized = quantize(weight.to(at::kFloat), WeightFormat::kFp8);
     EXPECT_EQ(quantized.bytes(), weight.numel() + 4);

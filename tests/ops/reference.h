@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "ops/dispatch.h"
+
 namespace fettle::ops::testing {
 
 /// Largest difference from a float64 result, relative to the largest element of it. float32: a few hundred roundings
@@ -38,6 +40,15 @@ inline const std::vector<at::ScalarType>& types() {
 inline at::Tensor random(at::IntArrayRef shape) {
   return at::randn(shape, at::kDouble).to(at::kBFloat16).to(at::kDouble);
 }
+
+/// While it lives, every operator takes its twin.
+class WithoutFusedOps {
+ public:
+  WithoutFusedOps() { set_fused_ops(false); }
+  ~WithoutFusedOps() { set_fused_ops(true); }
+  WithoutFusedOps(const WithoutFusedOps&) = delete;
+  WithoutFusedOps& operator=(const WithoutFusedOps&) = delete;
+};
 
 using Operator = std::function<at::Tensor(const std::vector<at::Tensor>&)>;
 

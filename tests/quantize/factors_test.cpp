@@ -15,13 +15,13 @@
 namespace fettle::quantize {
 namespace {
 
-constexpr int64_t kColumns = 128;
+constexpr int64_t kInputs = 128;
 
 /// Inputs of very different sizes that depend on each other.
 InputStatistics inputs() {
-  InputSums sums(kColumns, at::kCPU);
-  const at::Tensor size = at::arange(kColumns, at::kFloat).mul_(-0.05).exp_();
-  sums.add(at::mm(normal_matrix(1024, kColumns, 1), normal_matrix(kColumns, kColumns, 2)) * size);
+  InputSums sums(kInputs, at::kCPU);
+  const at::Tensor size = at::arange(kInputs, at::kFloat).mul_(-0.05).exp_();
+  sums.add(at::mm(normal_matrix(1024, kInputs, 1), normal_matrix(kInputs, kInputs, 2)) * size);
   return sums.mean();
 }
 
@@ -35,8 +35,8 @@ class Factors : public testing::TestWithParam<Scheme> {
     return output_error(rtn(weight_ * factors, GetParam()).values() / factors - weight_, inputs().hessian);
   }
 
-  at::Tensor weight_ = normal_matrix(24, kColumns, 3);
-  double without_ = error(at::ones({kColumns}));
+  at::Tensor weight_ = normal_matrix(24, kInputs, 3);
+  double without_ = error(at::ones({kInputs}));
 };
 
 TEST_P(Factors, FoundByAwqChangeTheOutputLess) {
@@ -50,27 +50,27 @@ TEST_P(Factors, TrainedByTeqChangeTheOutputLess) {
   const at::Tensor factors = train_factors(weight_, hessian, GetParam(), {.steps = 100, .learning_rate = 1e-2}, untied);
   EXPECT_TRUE((factors > 0).all().item<bool>());
   EXPECT_LT(error(factors), 0.95 * without_);
-  EXPECT_TRUE(at::equal(train_factors(weight_, hessian, GetParam(), {.steps = 0}, untied), at::ones({kColumns})));
+  EXPECT_TRUE(at::equal(train_factors(weight_, hessian, GetParam(), {.steps = 0}, untied), at::ones({kInputs})));
 }
 
 TEST_P(Factors, AreTied) {
   const Tie halves = [](const at::Tensor& logarithms) {
-    return logarithms.view({2, -1}).mean(0, /*keepdim=*/true).expand({2, kColumns / 2}).flatten();
+    return logarithms.view({2, -1}).mean(0, /*keepdim=*/true).expand({2, kInputs / 2}).flatten();
   };
   for (const at::Tensor& factors : {search_factors(weight_, inputs(), GetParam(), 20, halves),
                                     train_factors(weight_, inputs().hessian, GetParam(), {}, halves)}) {
-    EXPECT_TRUE(at::equal(factors.narrow(0, 0, kColumns / 2), factors.narrow(0, kColumns / 2, kColumns / 2)));
-    EXPECT_FALSE(at::equal(factors, at::ones({kColumns})));
+    EXPECT_TRUE(at::equal(factors.narrow(0, 0, kInputs / 2), factors.narrow(0, kInputs / 2, kInputs / 2)));
+    EXPECT_FALSE(at::equal(factors, at::ones({kInputs})));
     EXPECT_LT(error(factors), without_);
   }
 }
 
 TEST_P(Factors, RangesFoundByAwqChangeTheOutputOfEachGroupLess) {
   const at::Tensor hessian = inputs().hessian;
-  const int64_t group = GetParam().group_of(kColumns);
+  const int64_t group = GetParam().group_of(kInputs);
   // As if the groups' inputs were independent of each other, which is what the search looks at.
   const at::Tensor mask =
-      (at::arange(kColumns).div(group, "floor").unsqueeze(0) == at::arange(kColumns).div(group, "floor").unsqueeze(1));
+      (at::arange(kInputs).div(group, "floor").unsqueeze(0) == at::arange(kInputs).div(group, "floor").unsqueeze(1));
   const at::Tensor blocks = hessian * mask;
   const Ranges ranges = search_ranges(weight_, hessian, GetParam());
   EXPECT_LT(output_error(round_to(weight_, ranges, GetParam()).values() - weight_, blocks),
@@ -82,7 +82,7 @@ INSTANTIATE_TEST_SUITE_P(All, Factors,
                                          Scheme{.bits = 4, .group = 64, .symmetric = false}));
 
 TEST(SearchFactors, LeavesWeightsThatRoundingDoesNotChange) {
-  const at::Tensor weight = normal_matrix(8, kColumns, 4).round_().clamp_(-3, 3);
+  const at::Tensor weight = normal_matrix(8, kInputs, 4).round_().clamp_(-3, 3);
   const Scheme scheme{.bits = 8, .group = 32, .symmetric = false};
   const at::Tensor exact = rtn(weight, scheme).values();
   const at::Tensor factors = search_factors(exact, inputs(), scheme, 4, untied);

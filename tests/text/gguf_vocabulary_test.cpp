@@ -31,7 +31,7 @@ GgufTokenType type_of(const GgufVocabulary& vocabulary, const std::string& token
   return static_cast<GgufTokenType>(vocabulary.types.at(static_cast<size_t>(found - vocabulary.tokens.begin())));
 }
 
-void expect_refused(const std::string& tokenizer_json, ExitCode code, const std::string& words) {
+void expect_json_refused(const std::string& tokenizer_json, ExitCode code, const std::string& words) {
   const Tokenizer tokenizer = Tokenizer::from_files({.name = "test", .tokenizer_json = tokenizer_json});
   try {
     (void)make_gguf_vocabulary(tokenizer, std::max<int64_t>(300, tokenizer.vocab_size()));
@@ -152,7 +152,7 @@ TEST(GgufVocabulary, RefusesWhatLlamaCppCannotSplit) {
           .pre,
       "gpt-2");
   const auto refuse = [](const json& changes, const std::string& words) {
-    expect_refused(byte_level(changes), ExitCode::kConfig, words);
+    expect_json_refused(byte_level(changes), ExitCode::kConfig, words);
   };
   refuse({{"pre_tokenizer", nullptr}}, "pre_tokenizer null has no counterpart in llama.cpp");
   refuse({{"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}}}},
@@ -162,12 +162,12 @@ TEST(GgufVocabulary, RefusesWhatLlamaCppCannotSplit) {
          "pre_tokenizer {");
   refuse({{"normalizer", {{"type", "Lowercase"}}}}, "normalizer {\"type\":\"Lowercase\"} has no counterpart");
   refuse({{"model", {{"type", "WordLevel"}, {"vocab", {{"a", 0}}}, {"unk_token", "a"}}}}, "model type 'WordLevel'");
-  expect_refused(byte_level(json::object(), {{"ignore_merges", true}}), ExitCode::kConfig,
-                 "with ignore_merges has no counterpart");
-  expect_refused(byte_level(json::object(), {{"dropout", 0.5}}), ExitCode::kConfig, "dropout");
-  expect_refused(byte_level(json::object(), {{"end_of_word_suffix", "</w>"}}), ExitCode::kConfig,
-                 "end_of_word_suffix '</w>'");
-  expect_refused(byte_level(json::object(), {{"byte_fallback", true}}), ExitCode::kConfig, "pre_tokenizer {");
+  expect_json_refused(byte_level(json::object(), {{"ignore_merges", true}}), ExitCode::kConfig,
+                      "with ignore_merges has no counterpart");
+  expect_json_refused(byte_level(json::object(), {{"dropout", 0.5}}), ExitCode::kConfig, "dropout");
+  expect_json_refused(byte_level(json::object(), {{"end_of_word_suffix", "</w>"}}), ExitCode::kConfig,
+                      "end_of_word_suffix '</w>'");
+  expect_json_refused(byte_level(json::object(), {{"byte_fallback", true}}), ExitCode::kConfig, "pre_tokenizer {");
 }
 
 TEST(GgufVocabulary, NormalizesToNfcLikeQwen) {
@@ -182,8 +182,8 @@ TEST(GgufVocabulary, RefusesTokensThatEndLlamaCpp) {
   json space = added;
   space["id"] = 4;
   space["content"] = " ";
-  expect_refused(byte_level({{"added_tokens", json::array({added, space})}}), ExitCode::kData,
-                 "the tokenizer has two tokens ' '");
+  expect_json_refused(byte_level({{"added_tokens", json::array({added, space})}}), ExitCode::kData,
+                      "the tokenizer has two tokens ' '");
   const Tokenizer tokenizer = Tokenizer::load(golden::tokenizer_folder("stories260K"));
   EXPECT_THROW((void)make_gguf_vocabulary(tokenizer, tokenizer.vocab_size() - 1), Error);
 }
@@ -226,13 +226,13 @@ TEST(GgufVocabulary, PutsTheSpaceWhereTheTokenizerDoesInChats) {
 
 TEST(GgufVocabulary, RefusesMergesThatNoScoresGive) {
   const auto refuse = [](const std::vector<std::string>& pieces, const json& merges, ExitCode code,
-                         const std::string& words) { expect_refused(sentencepiece(pieces, merges), code, words); };
+                         const std::string& words) { expect_json_refused(sentencepiece(pieces, merges), code, words); };
   const std::string order = "order of merges (see 'abc'), which is not that of a sentencepiece model,";
   refuse({"a", "b", "c", "ab", "bc", "abc"}, {"a b", "b c", "ab c"}, ExitCode::kConfig, order);  // a bc is missing
   refuse({"a", "b", "c", "ab", "bc", "abc"}, {"a b", "ab c", "b c", "a bc"}, ExitCode::kConfig, order);
   json without_a_byte = json::parse(sentencepiece({"a"}, json::array()));
   without_a_byte["model"]["vocab"].erase("<0x0A>");
-  expect_refused(without_a_byte.dump(), ExitCode::kData, "no token <0x0A>");
+  expect_json_refused(without_a_byte.dump(), ExitCode::kData, "no token <0x0A>");
 }
 
 }  // namespace

@@ -187,7 +187,7 @@ TEST(Tokenizer, EncodesFromManyThreads) {
   EXPECT_EQ(wrong, 0);
 }
 
-void expect_refused(const TokenizerFiles& files, ExitCode code, const std::string& words) {
+void expect_files_refused(const TokenizerFiles& files, ExitCode code, const std::string& words) {
   try {
     (void)Tokenizer::from_files(files);
     FAIL() << "no error";
@@ -206,14 +206,14 @@ TEST(BrokenTokenizer, IsRefusedByName) {
                                  std::string("{\"model\": {\"type\": \"BPE\"}}"), std::string("\xff\xfe"),
                                  std::string(100000, '['), std::string("{}")}) {
     files.tokenizer_json = bad;
-    expect_refused(files, ExitCode::kData, "some/folder: tokenizer.json");
+    expect_files_refused(files, ExitCode::kData, "some/folder: tokenizer.json");
   }
   files.tokenizer_json = good;
   files.tokenizer_config = "{\"bos_token\": ";
-  expect_refused(files, ExitCode::kData, "tokenizer_config.json is not a JSON object");
+  expect_files_refused(files, ExitCode::kData, "tokenizer_config.json is not a JSON object");
   files.tokenizer_config = R"({"added_tokens_decoder": {"x": {"content": "<s>"}}})";
-  expect_refused(files, ExitCode::kData, "bad id 'x'");
-  expect_refused({.name = "some/folder"}, ExitCode::kNoInput, "neither tokenizer.json nor tokenizer.model");
+  expect_files_refused(files, ExitCode::kData, "bad id 'x'");
+  expect_files_refused({.name = "some/folder"}, ExitCode::kNoInput, "neither tokenizer.json nor tokenizer.model");
   EXPECT_THROW((void)Tokenizer::load("no/such/folder"), Error);
 }
 
@@ -230,8 +230,8 @@ TEST(BrokenTokenizer, SentencePieceTruncatedAnywhereIsRefusedOrSmaller) {
   }
   for (const std::string& bad : {std::string("\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"), std::string(64, '\x80'),
                                  std::string("\x0a\x03\x0a\x01\xff", 5), std::string("\x0b")}) {
-    expect_refused({.name = "some/folder", .sentencepiece_model = bad}, ExitCode::kData,
-                   "some/folder: tokenizer.model");
+    expect_files_refused({.name = "some/folder", .sentencepiece_model = bad}, ExitCode::kData,
+                         "some/folder: tokenizer.model");
   }
 }
 

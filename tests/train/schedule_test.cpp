@@ -26,7 +26,7 @@ ScheduleOptions options_of(const nlohmann::json& file, const nlohmann::json& ite
           file["total_steps"]};
 }
 
-ExitCode code_of(const ScheduleOptions& options) {
+ExitCode refusal_of(const ScheduleOptions& options) {
   try {
     const Schedule schedule(options);
     return ExitCode::kOk;
@@ -87,22 +87,23 @@ TEST(Schedule, PureStateIsNull) {
 }
 
 TEST(Schedule, RefusesWhatItDoesNotKnow) {
-  EXPECT_EQ(code_of({"lineal", {}, 1e-3, 0, 10}), ExitCode::kUsage);
-  EXPECT_EQ(code_of({"linear", {{"num_cycles", 2}}, 1e-3, 0, 10}), ExitCode::kUsage);
-  EXPECT_EQ(code_of({"cosine", {{"num_cycles", "two"}}, 1e-3, 0, 10}), ExitCode::kUsage);
-  EXPECT_EQ(code_of({"cosine", nlohmann::json::array({1}), 1e-3, 0, 10}), ExitCode::kUsage);
-  EXPECT_EQ(code_of({"warmup_stable_decay", {}, 1e-3, 0, 10}), ExitCode::kUsage);
-  EXPECT_EQ(code_of({"warmup_stable_decay", {{"num_decay_steps", 2}, {"decay_type", "cube"}}, 1e-3, 0, 10}),
+  EXPECT_EQ(refusal_of({"lineal", {}, 1e-3, 0, 10}), ExitCode::kUsage);
+  EXPECT_EQ(refusal_of({"linear", {{"num_cycles", 2}}, 1e-3, 0, 10}), ExitCode::kUsage);
+  EXPECT_EQ(refusal_of({"cosine", {{"num_cycles", "two"}}, 1e-3, 0, 10}), ExitCode::kUsage);
+  EXPECT_EQ(refusal_of({"cosine", nlohmann::json::array({1}), 1e-3, 0, 10}), ExitCode::kUsage);
+  EXPECT_EQ(refusal_of({"warmup_stable_decay", {}, 1e-3, 0, 10}), ExitCode::kUsage);
+  EXPECT_EQ(refusal_of({"warmup_stable_decay", {{"num_decay_steps", 2}, {"decay_type", "cube"}}, 1e-3, 0, 10}),
             ExitCode::kUsage);
-  EXPECT_EQ(code_of({"inverse_sqrt", {{"timescale", 0}}, 1e-3, 0, 10}), ExitCode::kUsage);
-  EXPECT_EQ(code_of({"reduce_lr_on_plateau", {{"factor", 1.0}}, 1e-3, 0, 10}), ExitCode::kUsage);
-  EXPECT_EQ(code_of({"greedy", {{"patience", 1.5}}, 1e-3, 0, 10}), ExitCode::kUsage);
+  EXPECT_EQ(refusal_of({"inverse_sqrt", {{"timescale", 0}}, 1e-3, 0, 10}), ExitCode::kUsage);
+  EXPECT_EQ(refusal_of({"reduce_lr_on_plateau", {{"factor", 1.0}}, 1e-3, 0, 10}), ExitCode::kUsage);
+  EXPECT_EQ(refusal_of({"greedy", {{"patience", 1.5}}, 1e-3, 0, 10}), ExitCode::kUsage);
 }
 
 TEST(Schedule, RefusesContradictions) {
-  EXPECT_EQ(code_of({"cosine_with_min_lr", {}, 1e-3, 0, 10}), ExitCode::kConfig);
-  EXPECT_EQ(code_of({"cosine_with_min_lr", {{"min_lr", 1e-4}, {"min_lr_rate", 0.1}}, 1e-3, 0, 10}), ExitCode::kConfig);
-  EXPECT_EQ(code_of({"polynomial", {{"lr_end", 1e-2}}, 1e-3, 0, 10}), ExitCode::kConfig);
+  EXPECT_EQ(refusal_of({"cosine_with_min_lr", {}, 1e-3, 0, 10}), ExitCode::kConfig);
+  EXPECT_EQ(refusal_of({"cosine_with_min_lr", {{"min_lr", 1e-4}, {"min_lr_rate", 0.1}}, 1e-3, 0, 10}),
+            ExitCode::kConfig);
+  EXPECT_EQ(refusal_of({"polynomial", {{"lr_end", 1e-2}}, 1e-3, 0, 10}), ExitCode::kConfig);
 }
 
 TEST(Schedule, UnknownArgumentIsNamedWithTheKnownOnes) {

@@ -31,6 +31,10 @@ inline void multiply(const Product& size, const c10::BFloat16* a, const c10::BFl
 /// on for float and from AVX-512 BF16 on for bfloat16, unless ONEDNN_MAX_CPU_ISA says less.
 template <typename T>
 bool has_brgemm();
+template <>
+bool has_brgemm<float>();
+template <>
+bool has_brgemm<c10::BFloat16>();
 
 /// Gives the thread's matrix unit back (AMX). After the last product of a thread.
 inline void release_brgemm() {

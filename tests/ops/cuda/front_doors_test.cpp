@@ -191,11 +191,10 @@ TEST_F(CudaFrontDoors, TakeTheKernelsUnlessFusedOperationsAreOff) {
   for (const auto& [name, result] : all_front_doors()) {
     EXPECT_THAT(result.grad_fn()->name(), ::testing::HasSubstr("fettle::ops")) << name;
   }
-  set_fused_ops(false);
+  const testing::WithoutFusedOps plain;
   for (const auto& [name, result] : all_front_doors()) {
     EXPECT_THAT(result.grad_fn()->name(), ::testing::Not(::testing::HasSubstr("fettle::ops"))) << name;
   }
-  set_fused_ops(true);
 }
 
 TEST_F(CudaFrontDoors, DoNotWaitForTheDevice) {
