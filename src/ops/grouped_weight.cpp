@@ -6,6 +6,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/bincount.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/linear.h>
@@ -16,6 +17,8 @@
 #include <array>
 #include <atomic>
 #include <limits>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "ops/cpu/grouped.h"
@@ -28,10 +31,13 @@ namespace {
 
 constexpr int64_t kRows = cpu::kGroupedRows;
 
-// Expanding takes as long as 42 tokens' products with the codes (Zen 4, 4 bits). Dense products pay for it only where
-// they are much faster: by AMX, and by MKL's of float32 from about 256 tokens on.
-constexpr int64_t kMostTokensBesideAmx = 48;
+// Expanding a panel (PanelProducts) takes as long as 17 to 36 tokens' products with the codes (4 bits, 8 bits; an
+// expanded matrix in memory as long as 200). It pays only where dense products are much faster: by AMX, and by MKL's of
+// float32 from about 256 tokens on.
+constexpr int64_t kMostTokensBesideAmx = 20;
 constexpr int64_t kMostFloatTokens = 256;
+// Of more, a large product of the whole matrix makes better use of the caches.
+constexpr int64_t kMostPanelTokens = 1024;
 
 int64_t container(int bits) {
   return bits <= 2 ? 2 : bits <= 4 ? 4 : 8;
@@ -250,6 +256,75 @@ at::Tensor expand(const GroupedWeight& weight, at::ScalarType type, const at::Te
   return to;
 }
 
+// A panel of rows is expanded into a core's second cache and multiplied there.
+constexpr int64_t kPanelRows = 4 * kRows;
+constexpr int64_t kPanelTokens = 128;
+constexpr int64_t kRoundTokens = 32;  // oneDNN compiles a kernel for each number
+
+/// The products of x with panels of a matrix; x [T, C] of bfloat16, T a multiple of kRoundTokens, columns as they are
+/// kept.
+class PanelProducts {
+ public:
+  PanelProducts(at::Tensor x, const GroupedWeight& weight) : x_(std::move(x)), weight_(weight) {}
+
+  /// y [at most T, O].
+  void write(const at::Tensor& bias, const at::Tensor& y) const {
+    std::vector<int64_t> panels((weight_.rows + kPanelRows - 1) / kPanelRows);
+    std::iota(panels.begin(), panels.end(), 0);
+    share_out<Workspace>(panels, [&](int64_t panel, Workspace& workspace) { write_panel(bias, y, panel, workspace); });
+  }
+
+ private:
+  struct Workspace {
+    std::vector<c10::BFloat16> panel;
+    std::vector<float> sums;
+  };
+
+  void write_panel(const at::Tensor& bias, const at::Tensor& y, int64_t panel, Workspace& workspace) const {
+    const int64_t row = panel * kPanelRows;
+    const int64_t first = row / kRows;
+    const int64_t width = (std::min(first + kPanelRows / kRows, blocks(weight_)) - first) * kRows;
+    workspace.panel.resize(weight_.columns * kPanelRows);
+    workspace.sums.resize(kPanelTokens * kPanelRows);
+    for (int64_t i = 0; i < width / kRows; ++i) {
+      cpu::grouped_expand_pairs(matrix(weight_), first + i, workspace.panel.data() + 2 * kRows * i, 2 * width);
+    }
+    const float* added = bias.defined() ? bias.const_data_ptr<float>() + row : nullptr;
+    const int64_t rows = std::min(width, weight_.rows - row);
+    for (int64_t token = 0; token < x_.size(0); token += kPanelTokens) {
+      const cpu::Product size = {.m = std::min(kPanelTokens, x_.size(0) - token),
+                                 .n = width,
+                                 .k = weight_.columns,
+                                 .lda = weight_.columns,
+                                 .ldb = width,
+                                 .ldc = width};
+      cpu::multiply(size, x_.const_data_ptr<c10::BFloat16>() + token * weight_.columns, workspace.panel.data(),
+                    workspace.sums.data());
+      for (int64_t t = 0; t < std::min(size.m, y.size(0) - token); ++t) {
+        cpu::grouped_round(workspace.sums.data() + t * width, added,
+                           y.mutable_data_ptr<c10::BFloat16>() + (token + t) * weight_.rows + row, rows);
+      }
+    }
+  }
+
+  at::Tensor x_;
+  const GroupedWeight& weight_;
+};
+
+bool multiplies_panels(const at::Tensor& x, const GroupedWeight& weight) {
+  return x.scalar_type() == at::kBFloat16 && has_cpu_products(x) && x.size(0) <= kMostPanelTokens &&
+         weight.group % matrix(weight).line_inputs() == 0;
+}
+
+at::Tensor multiply_panels(const at::Tensor& x, const GroupedWeight& weight, const at::Tensor& bias) {
+  const int64_t tokens = x.size(0);
+  at::Tensor y = at::empty({tokens, weight.rows}, x.options());
+  const int64_t rounded = (tokens + kRoundTokens - 1) / kRoundTokens * kRoundTokens;
+  PanelProducts(rounded == tokens ? x.contiguous() : at::constant_pad_nd(x, {0, 0, 0, rounded - tokens}), weight)
+      .write(bias.defined() ? bias.to(at::kFloat).contiguous() : bias, y);
+  return y;
+}
+
 void check(const at::Tensor& x, const GroupedWeight& weight, const at::Tensor& bias) {
   TORCH_CHECK(x.dim() == 2 && x.size(1) == weight.columns, "grouped_linear: x ", x.sizes(), " and a weight [",
               weight.rows, ", ", weight.columns, "]");
@@ -377,6 +452,7 @@ at::Tensor grouped_linear(const at::Tensor& x, const GroupedWeight& weight, cons
   if (multiplies_codes(x)) return multiply_codes(x, weight, bias);
   if (!has_cpu_kernel(x)) return composite::grouped_linear(x, weight, bias);
   const at::Tensor kept = weight.order.defined() ? x.index_select(1, weight.order) : x;
+  if (multiplies_panels(x, weight)) return multiply_panels(kept, weight, bias);
   return at::linear(kept, expand(weight, x.scalar_type(), /*order=*/{}), bias);
 }
 

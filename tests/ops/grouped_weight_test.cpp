@@ -149,7 +149,7 @@ void expect_float32_sums(const PlainCodes& plain, int64_t tokens) {
 
 TEST_P(Bits, MultiplyToWhatFloat32SumsAllow) {
   for_all(GetParam(), [](const PlainCodes& plain) {
-    for (const int64_t tokens : {1, 3, 33}) expect_float32_sums(plain, tokens);
+    for (const int64_t tokens : {1, 3, 33, 161}) expect_float32_sums(plain, tokens);
   });
 }
 
@@ -163,7 +163,7 @@ TEST_P(Bits, GiveTheSameOnAnyNumberOfThreads) {
   const GroupedWeight weight = pack(random_codes(GetParam(), {1000, 256, 32}, {true, true}));
   const int before = at::get_num_threads();
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
-    for (const int64_t tokens : {1, 30}) {
+    for (const int64_t tokens : {1, 12, 30}) {
       const at::Tensor x = random({tokens, 256}).to(type);
       at::set_num_threads(1);
       const at::Tensor alone = grouped_linear(x, weight, {});
@@ -183,9 +183,11 @@ TEST_P(Bits, ShowWhatIsNotFinite) {
       plain.scales[18][1] = broken;
       const GroupedWeight weight = pack(plain);
       for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
-        const at::Tensor finite = grouped_linear(random({3, 64}).to(type), weight, {}).isfinite();
-        EXPECT_FALSE(finite.select(1, 18).any().item<bool>());
-        EXPECT_EQ(finite.sum().item<int64_t>(), 3 * 19);
+        for (const int64_t tokens : {3, 33}) {
+          const at::Tensor finite = grouped_linear(random({tokens, 64}).to(type), weight, {}).isfinite();
+          EXPECT_FALSE(finite.select(1, 18).any().item<bool>());
+          EXPECT_EQ(finite.sum().item<int64_t>(), tokens * 19);
+        }
       }
     }
   }

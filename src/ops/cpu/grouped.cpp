@@ -170,10 +170,15 @@ template <typename From, typename To>
 // Pairs of inputs that are expanded before they are turned into rows.
 constexpr int64_t kStaged = 32;
 
-/// Pairs [first, first + count) of a group, as T: stage [count][16 rows][2].
+/// Lines of a group, as T: pairs of inputs [lines · kPairs][16 rows][2], `stride` elements from a pair to the next.
+template <typename T>
+struct Pairs {
+  T* to;
+  int64_t stride;
+};
 template <int kBits, typename T>
 [[gnu::always_inline]] inline void expand_lines(const uint8_t* codes, int64_t lines, const float* scale,
-                                                const float* zero, T* stage) {
+                                                const float* zero, const Pairs<T>& pairs) {
   for (int64_t line = 0; line < lines; ++line, codes += kGroupedLineBytes) {
     for (int64_t half = 0; half < 2; ++half) {
       const HalfLine<kBits> words(codes, half);
@@ -183,7 +188,7 @@ template <int kBits, typename T>
       for (int64_t j = 0; j < kPairs<kBits>; ++j) {
         const Floats even = (words.template get<0>(j) - zeros) * scales;
         const Floats odd = (words.template get<1>(j) - zeros) * scales;
-        T* to = stage + ((line * kPairs<kBits> + j) * kRows + 8 * half) * 2;
+        T* to = pairs.to + (line * kPairs<kBits> + j) * pairs.stride + 16 * half;
         for (int64_t row = 0; row < 8; ++row) {
           store(&to[2 * row], even[row]);
           store(&to[2 * row + 1], odd[row]);
@@ -205,7 +210,8 @@ template <int kBits, typename T>
     const uint8_t* codes = matrix.codes + (block * matrix.groups + g) * matrix.lines() * kGroupedLineBytes;
     for (int64_t line = 0; line < matrix.lines(); line += kLines) {
       const int64_t lines = std::min(kLines, matrix.lines() - line);
-      expand_lines<kBits>(codes + line * kGroupedLineBytes, lines, matrix.scales + first, zero.data(), stage.data());
+      expand_lines<kBits>(codes + line * kGroupedLineBytes, lines, matrix.scales + first, zero.data(),
+                          Pairs<T>{stage.data(), 2 * kRows});
       const int64_t begin = line * matrix.line_inputs();
       const int64_t count = std::min(lines * matrix.line_inputs(), matrix.group - begin);
       for (int64_t row = 0; row < rows; ++row) {
@@ -215,6 +221,19 @@ template <int kBits, typename T>
         if (count % 2 != 0) out[count - 1] = stage[((count - 1) * kRows / 2 + row) * 2];
       }
     }
+  }
+}
+
+template <int kBits>
+[[gnu::always_inline]] inline void expand_pairs(const GroupedMatrix& matrix, int64_t block, BFloat16* to,
+                                                int64_t stride) {
+  std::array<float, kRows> zero{};
+  for (int64_t g = 0; g < matrix.groups; ++g) {
+    const int64_t at = block * matrix.groups + g;
+    if (matrix.zeros != nullptr) std::copy_n(matrix.zeros + at * kRows, kRows, zero.begin());
+    expand_lines<kBits>(matrix.codes + at * matrix.lines() * kGroupedLineBytes, matrix.lines(),
+                        matrix.scales + at * kRows, zero.data(),
+                        Pairs<BFloat16>{to + g * matrix.group / 2 * stride, stride});
   }
 }
 
@@ -262,6 +281,22 @@ FETTLE_MULTIVERSION void grouped_expand(const GroupedMatrix& matrix, int64_t blo
 }
 FETTLE_MULTIVERSION void grouped_expand(const GroupedMatrix& matrix, int64_t block, BFloat16* to, int64_t rows) {
   expand_any(matrix, block, to, rows);
+}
+
+FETTLE_MULTIVERSION void grouped_expand_pairs(const GroupedMatrix& matrix, int64_t block, BFloat16* to,
+                                              int64_t stride) {
+  switch (matrix.container) {
+    case 2:
+      return expand_pairs<2>(matrix, block, to, stride);
+    case 4:
+      return expand_pairs<4>(matrix, block, to, stride);
+    default:
+      return expand_pairs<8>(matrix, block, to, stride);
+  }
+}
+
+FETTLE_MULTIVERSION void grouped_round(const float* sums, const float* added, BFloat16* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) store(to + i, sums[i] + (added == nullptr ? 0.0f : added[i]));
 }
 
 }  // namespace fettle::ops::cpu

@@ -92,5 +92,10 @@ bool has_amx();
 /// to nearest even.
 void grouped_expand(const GroupedMatrix& matrix, int64_t block, float* to, int64_t rows);
 void grouped_expand(const GroupedMatrix& matrix, int64_t block, BFloat16* to, int64_t rows);
+/// The same of all 16 rows as a right operand of cpu/brgemm.h: pairs of columns [C/2][16 rows][2], `stride` elements
+/// from a pair to the next. Groups of whole lines.
+void grouped_expand_pairs(const GroupedMatrix& matrix, int64_t block, BFloat16* to, int64_t stride);
+/// to [count] = sums + added, rounded to nearest even; `added` may be null.
+void grouped_round(const float* sums, const float* added, BFloat16* to, int64_t count);
 
 }  // namespace fettle::ops::cpu
