@@ -69,6 +69,17 @@ LogitDifference difference(const Answers& one, const Answers& other) {
   return found;
 }
 
+double share_of_change(const Answers& base, const Answers& adapted, const Answers& merged) {
+  double product = 0;
+  double squares = 0;
+  for (size_t i = 0; i < base.logits.size(); ++i) {
+    const at::Tensor change = adapted.logits[i] - base.logits[i];
+    product += (merged.logits[i] - base.logits[i]).mul_(change).sum(at::kDouble).item<double>();
+    squares += change.square().sum(at::kDouble).item<double>();
+  }
+  return product / squares;
+}
+
 double rounding_bound(const MergedWeights& weights) {
   double coarsest = 0;
   for (const auto& [type, unit] : {std::pair(hub::DType::kF32, 0x1p-24), std::pair(hub::DType::kF16, 0x1p-11),
@@ -90,6 +101,16 @@ nlohmann::ordered_json compare_merged(const Answers& base, const Answers& adapte
                             error.relative, bound),
                 "please report it; verify_saved_model=false merges without the comparison");
   }
+  const double share = share_of_change(base, adapted, merged);
+  const double share_bound =
+      0.1 + 4 * error.relative / effect.relative / std::sqrt(static_cast<double>(tokens_of(merged)));
+  if (std::abs(share - 1) > share_bound) {  // not if the adapter changes nothing
+    throw Error(ExitCode::kInternal,
+                fmt::format("the merged model has {:.3g} of the change that the adapter makes, and rounding explains "
+                            "{:.3g} less or more than 1",
+                            share, share_bound),
+                "please report it; verify_saved_model=false merges without the comparison");
+  }
   if (error.relative > effect.relative / 2) {
     log::warning(
         "rounding to the base's type changes the logits by {:.3g} of their size, the adapter itself by {:.3g}: "
@@ -100,6 +121,7 @@ nlohmann::ordered_json compare_merged(const Answers& base, const Answers& adapte
                                     {"relative_logit_difference", error.relative},
                                     {"relative_logit_bound", bound},
                                     {"max_logit_change_of_adapter", effect.largest},
+                                    {"share_of_change", share},
                                     {"compared_tokens", tokens_of(merged)}};
   add_perplexity(results, "eval_perplexity_base", base.evaluation);
   add_perplexity(results, "eval_perplexity_adapter", adapted.evaluation);

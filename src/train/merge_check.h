@@ -43,12 +43,18 @@ struct LogitDifference {
 /// Of two models on the same documents; relative to the second.
 LogitDifference difference(const Answers& one, const Answers& other);
 
+/// How much of an adapter's change a merged model has: <merged - base, adapted - base> / |adapted - base|². An error
+/// that has nothing to do with the change, such as rounding, adds next to nothing to it, however large it is beside the
+/// change; a matrix that was left out or scaled wrongly is missing in it. NaN where the adapter changes nothing.
+double share_of_change(const Answers& base, const Answers& adapted, const Answers& merged);
+
 /// The relative difference that rounding the changed weights explains: 1e-5 for float32's order of sums, and 20·u where
 /// the coarsest type that a tensor was rounded to has the unit roundoff u (2⁻²⁴, 2⁻¹¹, 2⁻⁸). Measured: 5·u with large
 /// random adapters on models of random weights, 1·u on a trained model of 30 layers.
 double rounding_bound(const MergedWeights& weights);
 
-/// all_results.json of a merge. Throws Error{kInternal} if the merged model's logits differ by more than `bound`.
+/// all_results.json of a merge. Throws Error{kInternal} if the merged model's logits differ by more than `bound`, or if
+/// share_of_change is further from 1 than a tenth and four standard deviations of independent errors of the tokens.
 nlohmann::ordered_json compare_merged(const Answers& base, const Answers& adapted, const Answers& merged, double bound);
 
 }  // namespace fettle::train

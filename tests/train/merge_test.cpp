@@ -62,6 +62,27 @@ TEST(CompareMerged, RefusesMoreThanRoundingExplains) {
   EXPECT_EQ(compare(std::numeric_limits<double>::quiet_NaN(), 0.02), ExitCode::kInternal);
 }
 
+// A weak adapter, whose change is less than what rounding may be.
+TEST(CompareMerged, RefusesAChangeThatIsMissingOrWrong) {
+  const at::Tensor base = at::randn({256, 99});
+  const at::Tensor change = at::randn({256, 99}) * 0.01;
+  const at::Tensor rounding = at::randn({256, 99}) * 0.02;
+  const auto compare = [&](double share) {
+    return code_of([&] {
+      compare_merged(answers(base), answers(base + change), answers(base + change * share + rounding), 0.08);
+    });
+  };
+  EXPECT_EQ(compare(1), ExitCode::kOk);
+  for (const double share : {0.0, 0.3, 2.0, -1.0}) EXPECT_EQ(compare(share), ExitCode::kInternal) << share;
+  EXPECT_NEAR(share_of_change(answers(base), answers(base + change), answers(base + change * 0.5)), 0.5, 1e-4);
+}
+
+// As LoRA is before its first step.
+TEST(CompareMerged, TakesAnAdapterThatChangesNothing) {
+  const at::Tensor base = at::randn({7, 11});
+  EXPECT_EQ(code_of([&] { compare_merged(answers(base), answers(base), answers(base), 0.02); }), ExitCode::kOk);
+}
+
 TEST(CompareMerged, MeasuresTheLargestAndTheWhole) {
   const at::Tensor one = at::full({2, 2}, 3.0);
   at::Tensor other = one.clone();
