@@ -94,6 +94,8 @@ def measure_reference(bench):
             key = f"{name} {algorithm} {bits} {scheme}"
             records = {"train_file": rows, "validation_file": held_out, "calibration_length": models.ROW_TOKENS}
             options = {"woq_bits": bits, "woq_algo": algorithm, "woq_group_size": models.GROUP, "woq_scheme": scheme}
+            # Of the same kind: scales in float16, as the other program has them.
+            options["woq_format"] = "awq" if algorithm == "AWQ" else "gptq"
 
             def theirs():
                 output = bench.folder / "theirs"

@@ -51,8 +51,8 @@ def reference(measured):
     lines = [
         "### Against gptqmodel",
         "",
-        "The same model and the same calibration records through gptqmodel with its own settings; its files are evaluated by Fettle on the "
-        "same records that were held out. Perplexity; less is better.",
+        "The same model and the same calibration records through gptqmodel with its own settings; both write the same "
+        "kind of file, and Fettle evaluates both on the same records that were held out. Perplexity; less is better.",
         "",
         "| model | algorithm | bits | ranges | before | gptqmodel | Fettle |",
         "|---|---|---|---|---|---|---|",
