@@ -87,6 +87,7 @@ def measure_table(bench):
         for bits in range(8, 0, -1):
             for algorithm in algorithms:
                 options = {**records, "woq_bits": bits, "woq_algo": algorithm, "woq_group_size": group}
+                options["woq_scheme"] = "asym" if bits == 1 else "sym"  # of two symmetric values one would be zero
                 bench.keep("table", f"{name} {algorithm} {bits} {group}",
                            lambda: bench.quantize(model, bench.folder / "quantized", **options))  # fmt: skip
 

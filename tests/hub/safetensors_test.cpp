@@ -3,7 +3,7 @@
 
 #include <gmock/gmock.h>
 
-#include <chrono>
+#include <ctime>
 
 #include "hub/support.h"
 #include "hub/tensor_source.h"
@@ -48,9 +48,9 @@ TEST(Safetensors, ManyTensorsAreReadInSeconds) {
     header += (i == 0 ? "\"" : ",\"") + std::to_string(i) + R"(":{"dtype":"F32","shape":[0],"data_offsets":[0,0]})";
   }
   const std::string file = make_file(header + "}", 0);
-  const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t begin = std::clock();
   EXPECT_EQ(parse_safetensors(as_bytes(file), "m.safetensors").tensors.size(), 100'000U);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10)) << "quadratic: it took minutes";
+  EXPECT_LT((std::clock() - begin) / CLOCKS_PER_SEC, 10) << "quadratic: it took minutes";
 }
 
 const std::vector<SafetensorsCase> kFraming = {
