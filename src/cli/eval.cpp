@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "cli/outputs.h"
 #include "data/task.h"
 #include "train/compare.h"
 #include "train/evaluate.h"
@@ -37,11 +38,6 @@ bool has_records(const config::DataConfig& data) {
 }
 
 data::Task read_task(const config::EvalConfig& options, const std::vector<train::ModelInputs>& models) {
-  std::error_code failure;
-  if (!options.task_output.empty() && std::filesystem::equivalent(options.task_file, options.task_output, failure)) {
-    throw Error(ExitCode::kUsage, fmt::format("task_output: {} is task_file", options.task_output),
-                "name another file");
-  }
   int64_t longest = models.front().spec.max_positions;
   for (const train::ModelInputs& model : models) longest = std::min(longest, model.spec.max_positions);
   data::Task task = data::read_task(options.task_file, models.front().tokenizer, longest);
@@ -134,6 +130,9 @@ Json evaluate_all(const std::vector<train::Candidate>& candidates, const std::ve
 int evaluate(const Arguments& arguments) {
   const auto config = read_options(arguments, config::Command::kEval);
   if (!config) return 0;
+  require_not_read(*config, "per_record", config->eval.per_record);
+  require_not_read(*config, "logits_file", config->eval.logits_file);
+  require_not_read(*config, "task_output", config->eval.task_output);
   const device::Device device = train::start_device(config->device);
   log::info("{}", device.description());
   const std::vector<train::Candidate> candidates = train::candidates(config->model, config->eval.compare);

@@ -23,6 +23,7 @@
 #include "cli/answer.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "cli/outputs.h"
 #include "data/generation.h"
 #include "data/prompts.h"
 #include "device/device.h"
@@ -61,9 +62,7 @@ std::string standard_input() {
 void check_output(const config::Config& config) {
   const std::filesystem::path output = config.preprocess.output;
   std::error_code failure;
-  if (std::filesystem::equivalent(output, config.generation.prompts_file, failure)) {
-    throw Error(ExitCode::kUsage, fmt::format("output: {} is prompts_file", output.string()), "name another file");
-  }
+  require_not_read(config, "output", output);
   if (std::filesystem::is_regular_file(output, failure) && !config.preprocess.overwrite_output) {
     throw Error(ExitCode::kUsage, fmt::format("output: {} exists", output.string()),
                 "set overwrite_output to replace it, or name another file");

@@ -4,22 +4,16 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "base/file.h"
 #include "base/log.h"
-#include "train/model_card.h"
-#include "train/result.h"
 
 namespace fettle::cli {
-namespace {
-
 using Json = nlohmann::ordered_json;
 
-Json results_of(const config::QuantizationConfig& options, const QuantizationOutcome& outcome) {
+Json quantization_results(const config::QuantizationConfig& options, const QuantizationOutcome& outcome) {
   Json results = {{"woq_algo", options.woq_algo},
                   {"woq_bits", options.woq_bits},
                   {"woq_group_size", options.woq_group_size},
@@ -40,23 +34,15 @@ Json results_of(const config::QuantizationConfig& options, const QuantizationOut
   return results;
 }
 
-}  // namespace
-
-void report_quantization(const config::Config& config, const QuantizationOutcome& outcome) {
-  const std::filesystem::path folder = config.output.output_dir;
-  const Json results = results_of(config.quantization, outcome);
-  write_file(folder / "README.md", train::quantized_model_card(config, results));
-  train::write_made(folder, results, outcome.identity);
-  train::write_manifest(folder);
+void log_quantization(const std::string& folder, const QuantizationOutcome& outcome) {
   log::info("{:.1f} MB became {:.1f} MB in {}", static_cast<double>(outcome.bytes_before) / 1e6,
-            static_cast<double>(outcome.bytes_after) / 1e6, folder.string());
+            static_cast<double>(outcome.bytes_after) / 1e6, folder);
   if (!outcome.before || !outcome.after) {
     log::warning("there are no records to measure perplexity on: give validation_file or train_file");
     return;
   }
   log::info("perplexity {:.4f} before, {:.4f} after{}", outcome.before->perplexity(), outcome.after->perplexity(),
             outcome.on_training_records ? ", on training records" : "");
-  require_perplexity(config.quantization, results);
 }
 
 void require_perplexity(const config::QuantizationConfig& options, const Json& results) {

@@ -20,14 +20,16 @@ struct QuantizationOutcome {
   int64_t bytes_after = 0;
   double layers_seconds = 0;  ///< finding and writing the layers' numbers, without evaluation
   double seconds = 0;         ///< everything
-  std::string identity;       ///< stands for what decides them: train::write_made's
 };
 
-/// Writes all_results.json, README.md and manifest.sha256 into output_dir, and logs the outcome. Throws
-/// Error{kDiverged} if perplexity has risen beyond max_perplexity_ratio.
-void report_quantization(const config::Config& config, const QuantizationOutcome& outcome);
+/// all_results.json.
+nlohmann::ordered_json quantization_results(const config::QuantizationConfig& options,
+                                            const QuantizationOutcome& outcome);
 
-/// Throws as report_quantization, of its all_results.json.
+/// Logs the outcome.
+void log_quantization(const std::string& folder, const QuantizationOutcome& outcome);
+
+/// Throws Error{kDiverged} if perplexity has risen beyond max_perplexity_ratio.
 void require_perplexity(const config::QuantizationConfig& options, const nlohmann::ordered_json& results);
 
 }  // namespace fettle::cli

@@ -22,10 +22,11 @@
 #include "train/evaluate.h"
 #include "train/inputs.h"
 #include "train/loop.h"
+#include "train/made_model.h"
+#include "train/model_card.h"
 #include "train/output_folder.h"
 #include "train/probe.h"
 #include "train/ranks.h"
-#include "train/result.h"
 #include "train/save.h"
 #include "train/tensor_file.h"
 #include "train/training_inputs.h"
@@ -57,6 +58,13 @@ hub::Quantization format_of(const config::QuantizationConfig& options) {
           .group = options.woq_group_size,
           .symmetric = options.woq_scheme == "sym",
           .act_order = states_groups(options)};
+}
+
+train::ModelInputs load_unquantized(const config::ModelConfig& options) {
+  train::ModelInputs inputs = train::load_inputs(options);
+  if (!inputs.spec.quantization) return inputs;
+  throw Error(ExitCode::kConfig, inputs.base.path.string() + " is quantized already",
+              "give the model it was made from");
 }
 
 /// The records that the layers are shown, and those that perplexity is measured on.
@@ -135,15 +143,11 @@ std::string identity(const config::Config& config, const train::ModelInputs& inp
   return sha256(facts.dump());
 }
 
-/// What decides the codes, and the perplexity that is reported with them.
-std::string identity_of_result(const std::string& of_layers, const Records& records) {
-  return sha256(of_layers + (records.evaluation ? records.evaluation->records.fingerprint() : ""));
-}
-
-void require_free(const config::OutputConfig& output) {
-  if (output.overwrite_output_dir || !train::has_result(output.output_dir, /*is_adapter=*/false)) return;
-  throw Error(ExitCode::kUsage, output.output_dir + " holds a model already",
-              "give another output_dir, or --overwrite_output_dir=true");
+/// What decides all files: the codes, what is beside them, and the perplexity that is reported with them.
+std::string identity_of_result(const std::string& of_layers, const config::Config& config,
+                               const train::ModelInputs& inputs, const Records& records) {
+  return sha256(of_layers + train::description_fingerprint(inputs.base, inputs.tokenizer) +
+                config.output.max_shard_size + (records.evaluation ? records.evaluation->records.fingerprint() : ""));
 }
 
 double seconds_since(std::chrono::steady_clock::time_point time) {
@@ -161,11 +165,9 @@ int64_t bytes_of(const hub::TensorSource& source) {
 void quantize_model(const config::Config& config, const device::Device& device) {
   const auto began = std::chrono::steady_clock::now();
   const fs::path folder = config.output.output_dir;
-  const train::ModelInputs inputs = train::load_inputs(config.model);
-  if (inputs.spec.quantization) {
-    throw Error(ExitCode::kConfig, inputs.base.path.string() + " is quantized already",
-                "give the model it was made from");
-  }
+  const config::ModelConfig& read = config.model;
+  train::require_place_for_model(folder, {read.model_name_or_path, read.tokenizer_name, read.config_name});
+  const train::ModelInputs inputs = load_unquantized(config.model);
   const hub::Quantization format = format_of(config.quantization);
   quantize::require_fitting(inputs.spec, format);
   const train::FolderLock lock(folder);
@@ -173,12 +175,12 @@ void quantize_model(const config::Config& config, const device::Device& device) 
   const quantize::Method method{config.quantization, format, train::file_type(train::stored_type(*source))};
   const Records records = prepare_records(config, inputs);
   const std::string of_layers = identity(config, inputs, records);
-  const std::string of_result = identity_of_result(of_layers, records);
+  const std::string of_result = identity_of_result(of_layers, config, inputs, records);
   if (const auto earlier = train::made_earlier(folder, of_result)) {
     log::info("{} is that model already", folder.string());
     return require_perplexity(config.quantization, *earlier);
   }
-  require_free(config.output);
+  train::require_free(config.output);
   std::vector<model::Batch> batches;
   if (records.calibration) batches = calibration_batches(config, *records.calibration, inputs.spec);
 
@@ -195,25 +197,29 @@ void quantize_model(const config::Config& config, const device::Device& device) 
   const auto max_shard_size = static_cast<uint64_t>(config::parse_bytes(config.output.max_shard_size).value());
   hub::ModelFolder described = inputs.base;
   described.config["quantization_config"] = hub::quantization_config(format);
+  train::begin_model(folder);
   quantize::write_quantized_weights(folder, job, method, max_shard_size);
-  train::write_model_files(folder, described, inputs.tokenizer, train::stored_type(*source));
-  fs::remove_all(folder / kLayersFolder);
 
-  const auto after = [&] {
-    const model::LoadOptions options{.device = device.torch_device};
-    return evaluate_records(config, records, train::load_result(folder, inputs.base, false, type, options),
-                            device.torch_device);
-  }();
-  train::write_probe(folder,
-                     train::make_probe(train::load_result(folder, inputs.base, false, at::kFloat), inputs.tokenizer));
-  report_quantization(config, {.before = before,
-                               .after = after,
-                               .on_training_records = records.evaluation && records.evaluation->are_for_training,
-                               .bytes_before = bytes_of(*source),
-                               .bytes_after = bytes_of(hub::TensorSource::open_safetensors(folder)),
-                               .layers_seconds = layers_seconds,
-                               .seconds = seconds_since(began),
-                               .identity = of_result});
+  const auto written = hub::TensorSource::open_safetensors(folder);
+  const auto spec = model::DecoderSpec::from_config(described.config);
+  const auto load = [&](at::ScalarType compute_type, at::Device on) {
+    return model::Decoder::load(spec, written, compute_type, {.device = on});
+  };
+  QuantizationOutcome outcome{
+      .before = before,
+      .after = evaluate_records(config, records, load(type, device.torch_device), device.torch_device),
+      .on_training_records = records.evaluation && records.evaluation->are_for_training,
+      .bytes_before = bytes_of(*source),
+      .bytes_after = bytes_of(written),
+      .layers_seconds = layers_seconds};
+  train::write_probe(folder, train::make_probe(load(at::kFloat, at::kCPU), inputs.tokenizer));
+  outcome.seconds = seconds_since(began);
+  const Json results = quantization_results(config.quantization, outcome);
+  write_file(folder / "README.md", train::quantized_model_card(config, results));
+  fs::remove_all(folder / kLayersFolder);
+  train::finish_model(folder, {described, inputs.tokenizer, train::stored_type(*source), results, of_result});
+  log_quantization(folder.string(), outcome);
+  require_perplexity(config.quantization, results);
 }
 
 int quantize(const Arguments& arguments) {

@@ -105,7 +105,7 @@ class ConfigReader {
   [[nodiscard]] double read_number(std::string_view key, double otherwise) const {
     const json& value = at(key);
     if (value.is_null()) return otherwise;
-    if (!value.is_number() || !std::isfinite(value.get<double>())) fail(key, "is not a number");
+    if (!value.is_number() || !std::isfinite(value.get<float>())) fail(key, "is not a number of float32");
     return value.get<double>();
   }
 

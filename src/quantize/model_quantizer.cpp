@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "base/watchdog.h"
 #include "hub/path.h"
@@ -30,14 +31,30 @@ fs::path layer_file(const Job& job, int64_t index) {
   return job.layers_folder / fmt::format("layer-{:05}.safetensors", index);
 }
 
-/// A finished layer of a job that was stopped, if it is one of this job's.
+/// Its hash, written after it.
+fs::path hash_file(const fs::path& layer) {
+  return layer.string() + ".b3";
+}
+
+/// Stands for one layer of the job.
+std::string layer_identity(const Job& job, int64_t index) {
+  return fmt::format("{} {}", job.identity, index);
+}
+
+/// A finished layer of a job that was stopped, if it is one of this job's and whole.
 std::optional<hub::TensorSource> finished_layer(const Job& job, int64_t index) {
   const fs::path file = layer_file(job, index);
-  if (!hub::is_file(file)) return std::nullopt;
+  if (!hub::is_file(file) || !hub::is_file(hash_file(file))) return std::nullopt;
+  Blake3 hash;
+  read_in_pieces(file, [&hash](std::span<const std::byte> bytes) { hash.update(bytes); });
+  if (hash.finish() != read_file(hash_file(file))) {
+    log::warning("{} is damaged: the layer is quantized again", file.string());
+    return std::nullopt;
+  }
   const auto mapped = MappedFile::open(file);
   const hub::Safetensors content = hub::parse_safetensors(mapped->bytes(), file.string());
   const auto found = content.metadata.find(kIdentity);
-  if (found == content.metadata.end() || found->second != job.identity) return std::nullopt;
+  if (found == content.metadata.end() || found->second != layer_identity(job, index)) return std::nullopt;
   return hub::TensorSource::open_safetensors(file);
 }
 
@@ -45,7 +62,9 @@ void write_layer(const Job& job, int64_t index, const StoredLayer& layer) {
   const SectionMark saving(Section::kSave, layer_file(job, index).string());
   std::vector<hub::TensorView> views;
   for (const hub::StoredTensor& tensor : layer) views.push_back(tensor.view);
-  hub::write_safetensors(layer_file(job, index), views, {{kIdentity, job.identity}});
+  const fs::path file = layer_file(job, index);
+  fs::remove(hash_file(file));
+  write_file(hash_file(file), hub::write_safetensors(file, views, {{kIdentity, layer_identity(job, index)}}));
 }
 
 /// What the first layer is given.
@@ -135,6 +154,10 @@ void write_quantized_weights(const fs::path& folder, const Job& job, const Metho
   for (const model::TensorShape& tensor : model::expected_tensors(job.spec)) {
     if (model::is_in_layer(tensor.name)) continue;
     const hub::TensorView& view = *job.source->find(tensor.name);
+    if (!model::is_finite(view)) {
+      throw Error(ExitCode::kDiverged, fmt::format("tensor {} holds NaN or infinity", tensor.name),
+                  "the model was saved after it had diverged: give another");
+    }
     if (view.dtype == method.model_type) {
       views.push_back(view);
     } else {

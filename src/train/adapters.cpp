@@ -33,7 +33,7 @@ AdapterName parse_name(const std::string& text) {
   AdapterName parsed{text.substr(0, sign)};
   const char* end = text.data() + text.size();
   const auto [stop, failure] = std::from_chars(text.data() + sign + 1, end, parsed.weight);
-  if (failure != std::errc() || stop != end || !std::isfinite(parsed.weight) || parsed.name.empty()) {
+  if (failure != std::errc() || stop != end || !std::isfinite(static_cast<float>(parsed.weight)) || parsed.name.empty()) {
     throw Error(ExitCode::kConfig,
                 fmt::format("merge_adapters: '{}' in '{}' is not a weight", text.substr(sign + 1), text),
                 "write adapter=weight, for instance runs/poems=0.5, or the adapter alone for 1");

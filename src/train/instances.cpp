@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <sstream>
 #include <utility>
 
@@ -153,7 +154,13 @@ class Instances {
   }
 
  private:
-  static int code_of(int status) { return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status); }
+  /// Of an instance that said why it failed; one that was killed could not.
+  static int code_of(int status) {
+    if (!WIFSIGNALED(status)) return WEXITSTATUS(status);
+    throw Error(ExitCode::kUnavailable,
+                fmt::format("an instance of the benchmark was ended by {}", ::strsignal(WTERMSIG(status))),
+                "if memory ran out, use a smaller benchmark_num_instances");
+  }
 
   static int end_of(Instance& instance) {
     int status = 0;

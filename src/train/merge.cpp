@@ -20,6 +20,7 @@
 #include "hub/path.h"
 #include "hub/safetensors.h"
 #include "train/inputs.h"
+#include "train/made_model.h"
 #include "train/merge_check.h"
 #include "train/merged_weights.h"
 #include "train/model_card.h"
@@ -47,44 +48,19 @@ ModelInputs load_base(const config::ModelConfig& model) {
   return load_inputs(model);
 }
 
-/// output_dir is neither a run nor what is read.
-void require_no_input(const config::Config& config, const std::vector<AdapterName>& adapters) {
-  const fs::path folder = config.output.output_dir;
+/// What the merge reads.
+std::vector<std::string> inputs_of(const config::Config& config, const std::vector<AdapterName>& adapters) {
   std::vector<std::string> inputs = {config.model.model_name_or_path, config.model.tokenizer_name,
                                      config.model.config_name};
   for (const AdapterName& adapter : adapters) inputs.push_back(adapter.name);
-  for (const std::string& input : inputs) {
-    std::error_code failure;
-    if (input.empty() || !fs::equivalent(input, folder, failure)) continue;
-    throw Error(ExitCode::kConfig, fmt::format("output_dir {} is read by this merge", folder.string()),
-                "choose another output_dir");
-  }
-  if (holds_run(folder) || hub::path_exists(folder / "adapter_config.json")) {
-    throw Error(ExitCode::kConfig, fmt::format("output_dir {} holds a training run", folder.string()),
-                "choose another output_dir");
-  }
-}
-
-/// output_dir is new, empty, or may be replaced.
-void require_free(const config::OutputConfig& output) {
-  const fs::path folder = output.output_dir;
-  if (output.overwrite_output_dir || is_empty_folder(folder)) return;
-  throw Error(ExitCode::kConfig, fmt::format("output_dir {} is not empty", folder.string()),
-              "choose another output_dir, or set overwrite_output_dir to replace the model there");
-}
-
-/// config.json goes first: without it nothing there is taken for a model.
-void remove_earlier_model(const fs::path& folder) {
-  for (const char* name : {"config.json", hub::kChecksumFile, "all_results.json", kProbeFile, kScratchFile}) {
-    fs::remove(folder / name);
-  }
-  remove_stale_temporaries(folder);
+  return inputs;
 }
 
 /// What decides the merged model, and what it is compared on.
 std::string identity(const config::Config& config, const ModelInputs& inputs,
                      const std::vector<WeightedAdapter>& adapters, const std::optional<RecordsToTry>& records) {
   nlohmann::json facts = {{"base", weights_fingerprint(inputs.base.open_weights())},
+                          {"description", description_fingerprint(inputs.base, inputs.tokenizer)},
                           {"max_shard_size", config.output.max_shard_size},
                           {"verify_saved_model", config.output.verify_saved_model}};
   for (const WeightedAdapter& adapter : adapters) {
@@ -145,7 +121,7 @@ nlohmann::ordered_json Merging::compare(const std::vector<WeightedAdapter>& adap
 }
 
 nlohmann::ordered_json Merging::run() {
-  require_no_input(config_, adapter_names(config_));
+  require_place_for_model(folder_, inputs_of(config_, adapter_names(config_)));
   std::vector<WeightedAdapter> adapters = read_adapters(config_, inputs_.spec);
   const bool is_compared = config_.output.verify_saved_model;
   const std::optional<RecordsToTry> records = is_compared ? records_to_try(config_, inputs_) : std::nullopt;
@@ -157,7 +133,8 @@ nlohmann::ordered_json Merging::run() {
   require_free(config_.output);
   MergedWeights weights(inputs_.base, inputs_.spec, adapters);
   const FolderLock lock(folder_);
-  remove_earlier_model(folder_);
+  begin_model(folder_);
+  fs::remove(folder_ / kScratchFile);
   const at::ScalarType type = stored_type(inputs_.base.open_weights());
   write_weights(config_, inputs_.base, weights);
   if (weights.unties()) inputs_.base.config["tie_word_embeddings"] = false;
@@ -167,10 +144,7 @@ nlohmann::ordered_json Merging::run() {
   }
   if (is_compared) results.update(compare(adapters, records, rounding_bound(weights)));
   write_file(folder_ / "README.md", merged_model_card(config_, results));
-  write_made(folder_, results, made_of);
-  write_model_files(folder_, inputs_.base, inputs_.tokenizer, type);
-  sync_directory(folder_);
-  write_manifest(folder_);
+  finish_model(folder_, {inputs_.base, inputs_.tokenizer, type, results, made_of});
   log::info("the model is in {}", folder_.string());
   log::info("try it: fettle generate --model_name_or_path={} --prompt=\"...\"", folder_.string());
   return results;

@@ -95,6 +95,11 @@ nlohmann::ordered_json compare_merged(const Answers& base, const Answers& adapte
   const LogitDifference error = difference(merged, adapted);
   log::info("on {} tokens the adapter changes logits by up to {:.3g}; the merged model's differ by up to {:.3g}",
             tokens_of(merged), effect.largest, error.largest);
+  if (!std::isfinite(error.relative)) {
+    throw Error(ExitCode::kDiverged,
+                "logits of the base, of the adapter beside it or of the merged model are not finite",
+                "the weights, lora_alpha or the weights of merge_adapters are too large");
+  }
   if (!(error.relative <= bound)) {
     throw Error(ExitCode::kInternal,
                 fmt::format("the merged model's logits differ by {:.3g} of their size, and rounding explains {:.3g}",

@@ -53,8 +53,9 @@ double share_of_change(const Answers& base, const Answers& adapted, const Answer
 /// random adapters on models of random weights, 1·u on a trained model of 30 layers.
 double rounding_bound(const MergedWeights& weights);
 
-/// all_results.json of a merge. Throws Error{kInternal} if the merged model's logits differ by more than `bound`, or if
-/// share_of_change is further from 1 than a tenth and four standard deviations of independent errors of the tokens.
+/// all_results.json of a merge. Throws Error{kDiverged} if logits are not finite, and {kInternal} if the merged model's
+/// differ by more than `bound`, or if share_of_change is further from 1 than a tenth and four standard deviations of
+/// independent errors of the tokens.
 nlohmann::ordered_json compare_merged(const Answers& base, const Answers& adapted, const Answers& merged, double bound);
 
 }  // namespace fettle::train

@@ -22,9 +22,6 @@
 namespace fettle::train {
 namespace {
 
-constexpr const char* kResultsFile = "all_results.json";
-constexpr const char* kIdentity = "identity";
-
 /// "; steps 120, train_loss 1.2345 …", from all_results.json.
 std::string numbers(const std::filesystem::path& folder) {
   std::string text;
@@ -82,24 +79,6 @@ void write_results(const config::Config& config, const TrainingState& state, con
   write_file(folder / kResultsFile, results.dump(2) + '\n');
   const SectionMark hashing(Section::kSave, hub::kChecksumFile);
   write_manifest(folder);
-}
-
-void write_made(const std::filesystem::path& folder, nlohmann::ordered_json results, const std::string& identity) {
-  results[kIdentity] = identity;
-  write_file(folder / kResultsFile, results.dump(2) + '\n');
-}
-
-std::optional<nlohmann::ordered_json> made_earlier(const std::filesystem::path& folder, const std::string& identity) {
-  if (!hub::is_file(folder / hub::kChecksumFile) || !hub::is_file(folder / kResultsFile)) return std::nullopt;
-  auto results = nlohmann::ordered_json::parse(read_file(folder / kResultsFile), nullptr, /*allow_exceptions=*/false);
-  if (!results.is_object() || results.value(kIdentity, nlohmann::ordered_json()) != identity) return std::nullopt;
-  results.erase(kIdentity);
-  try {
-    if (!hub::compare_checksums(folder).problems.empty()) return std::nullopt;
-  } catch (const Error&) {  // a manifest that is none
-    return std::nullopt;
-  }
-  return results;
 }
 
 void write_manifest(const std::filesystem::path& folder) {

@@ -15,6 +15,8 @@
 
 namespace fettle::train {
 
+inline constexpr const char* kResultsFile = "all_results.json";
+
 /// The evaluations around training.
 struct Evaluations {
   const std::optional<Evaluation>& before;
@@ -25,13 +27,6 @@ struct Evaluations {
 /// Throws Error{kIo} or {kPermission}.
 void write_results(const config::Config& config, const TrainingState& state, const Evaluations& evaluations,
                    at::Device device);
-
-/// all_results.json of a model that was made of others' weights, with what it was made of, so that the same command
-/// need not make it again. Throws Error{kIo} or {kPermission}.
-void write_made(const std::filesystem::path& folder, nlohmann::ordered_json results, const std::string& identity);
-
-/// What write_made was given, if the folder was made of the same and its files are those of its manifest; else nothing.
-std::optional<nlohmann::ordered_json> made_earlier(const std::filesystem::path& folder, const std::string& identity);
 
 /// manifest.sha256 of a result, without what says how the run stands and what has a manifest of its own. Throws
 /// Error{kIo} or {kPermission}.

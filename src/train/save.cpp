@@ -86,10 +86,10 @@ void write_model_files(const fs::path& folder, const hub::ModelFolder& base, con
   nlohmann::json config = base.config;
   config.erase("torch_dtype");
   config["dtype"] = type_name(type);
-  write_file(folder / "config.json", config.dump(2) + '\n');
   if (!base.generation_config.empty()) {
     write_file(folder / "generation_config.json", base.generation_config.dump(2) + '\n');
   }
+  write_file(folder / "config.json", config.dump(2) + '\n');  // last: what makes the folder a model
 }
 
 void save_full_model(const fs::path& folder, const model::Decoder& model, const hub::ModelFolder& base,

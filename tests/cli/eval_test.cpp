@@ -95,6 +95,23 @@ TEST(EvalCompare, RefusesAnotherVocabulary) {
   EXPECT_EQ(same.code, 0) << same.err;
 }
 
+TEST(Eval, WritesOverNothingThatItReads) {
+  const TemporaryFolder folder;
+  const std::string records = folder.write("v.jsonl", some_records());
+  const std::string model = folder / "model";
+  std::filesystem::copy(stories(), model, std::filesystem::copy_options::recursive);
+  for (const std::string& file : {records, model + "/model.safetensors", model + "/../model/config.json"}) {
+    const std::string before = read_file(file);
+    for (const char* option : {"--per_record=", "--logits_file="}) {
+      const Result result =
+          run_program({"eval", "--model_name_or_path=" + model, "--validation_file=" + records, option + file});
+      EXPECT_EQ(result.code, code(ExitCode::kUsage)) << option << file;
+      EXPECT_THAT(result.error(), HasSubstr("is read by this command"));
+    }
+    EXPECT_EQ(read_file(file), before);
+  }
+}
+
 TEST(EvalCompare, RefusesWhatIsNoModel) {
   const TemporaryFolder folder;
   std::filesystem::create_directory(folder / "empty");

@@ -109,6 +109,7 @@ TEST(AdapterConfig, RefusesWhatPeftWouldNotWrite) {
       {with("r", "8"), "r is not a positive integer"},
       {with("r", uint64_t{1} << 40), "r is not a positive integer"},
       {with("lora_alpha", "16"), "lora_alpha is not a number"},
+      {with("lora_alpha", 1e39), "lora_alpha is not a number"},
       {with("lora_dropout", 1.0), "lora_dropout is not in [0, 1)"},
       {with("lora_dropout", -0.1), "lora_dropout is not in [0, 1)"},
       {with("use_rslora", "yes"), "use_rslora is neither true nor false"},

@@ -285,6 +285,7 @@ def test_refuses_what_does_not_fit(fettle, tiny_models, tmp_path, pair):
     out = tmp_path / "out"
     assert "nowhere" in refusal(fettle, MISSING, base, out, adapter_name_or_path=tmp_path / "nowhere")
     assert "'much'" in refusal(fettle, REFUSED, base, out, merge_adapters=[f"{adapter}=much"])
+    assert "'1e39'" in refusal(fettle, REFUSED, base, out, merge_adapters=[f"{adapter}=1e39"])
     assert "'nan'" in refusal(fettle, REFUSED, base, out, merge_adapters=[f"{adapter}=nan"])
     assert "named twice" in refusal(fettle, REFUSED, base, out, adapter_name_or_path=adapter, merge_adapters=[adapter])
     said = refusal(fettle, BROKEN, tiny_models("qwen3"), out, adapter_name_or_path=adapter)
@@ -301,7 +302,7 @@ def test_refuses_what_does_not_fit(fettle, tiny_models, tmp_path, pair):
 
 def test_refuses_folders_that_hold_something(fettle, tmp_path, pair):
     base, adapter = pair
-    assert "is read by this merge" in fettle(
+    assert "is read by this command" in fettle(
         "merge", model_name_or_path=base, adapter_name_or_path=adapter, output_dir=base, expect=REFUSED
     ).stderr
     out = tmp_path / "out"
@@ -323,6 +324,29 @@ def test_overwriting_replaces_shards_by_one_file(fettle, tmp_path, pair):
     assert list(files_of(tmp_path / "out")) == ["model.safetensors"]
     assert not (tmp_path / "out/model.safetensors.index.json").exists()
     fettle("verify", tmp_path / "out")
+
+
+def test_a_merge_that_was_not_finished_is_made_anew(fettle, tmp_path, pair):
+    base, adapter = pair
+    out = tmp_path / "out"
+    merge(fettle, base, out, adapter)
+    whole = (out / "model.safetensors").read_bytes()
+    (out / ".unfinished").touch()  # as if it had been killed while the weights were written
+    (out / "config.json").unlink()
+    (out / "model.safetensors").write_bytes(b"half")
+    merge(fettle, base, out, adapter)
+    assert (out / "model.safetensors").read_bytes() == whole and (out / "config.json").exists()
+    assert not (out / ".unfinished").exists()
+
+
+def test_says_what_makes_logits_overflow(fettle, tmp_path, pair):
+    base, adapter = pair
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 1e30}))
+    said = fettle("merge", model_name_or_path=base, adapter_name_or_path=adapter, output_dir=tmp_path / "out",
+                  expect=76).stderr  # fmt: skip
+    assert "too large" in said and "please report" not in said
+    assert not (tmp_path / "out/config.json").exists()
 
 
 def test_the_same_merge_is_not_made_again(fettle, tmp_path, pair):

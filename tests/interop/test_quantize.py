@@ -67,10 +67,13 @@ def test_refuses_a_calibration_that_is_too_short(quantize, write_jsonl):
 def test_refuses_a_model_with_numbers_that_are_not_finite(quantize, tiny_models, tmp_path):
     model = shutil.copytree(tiny_models("llama_blocks"), tmp_path / "model")
     weights = safetensors.torch.load_file(model / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("inf")
-    safetensors.torch.save_file(weights, model / "model.safetensors", {"format": "pt"})
-    done = quantize(expect=76, model_name_or_path=model, train_file=[])
-    assert "model.layers.1.mlp.up_proj.weight" in done.stderr
+    for name in ("model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"):
+        broken = {**weights, name: weights[name].clone()}
+        broken[name][3, 5] = float("inf")
+        safetensors.torch.save_file(broken, model / "model.safetensors", {"format": "pt"})
+        options = {"train_file": [], "validation_file": []}  # whose perplexity would be none
+        assert name in quantize(expect=76, model_name_or_path=model, **options).stderr
+        assert not (tmp_path / "quantized/config.json").exists()
 
 
 def test_the_same_command_makes_nothing_anew(quantize, tmp_path):
@@ -86,14 +89,51 @@ def test_the_same_command_makes_nothing_anew(quantize, tmp_path):
     weights = tmp_path / "quantized/model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    quantize(expect=64, woq_bits=2, woq_algo="GPTQ")
+    quantize(expect=78, woq_bits=2, woq_algo="GPTQ")
     quantize(woq_bits=2, woq_algo="GPTQ", overwrite_output_dir=True)
     assert weights.read_bytes() == whole
 
 
+def test_a_model_that_was_not_finished_is_made_anew(quantize, tmp_path):
+    quantize(woq_bits=4)
+    folder = tmp_path / "quantized"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "all_results.json"}
+    (folder / ".unfinished").touch()  # as if it had been killed while the weights were written
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"half")
+    quantize(woq_bits=4)
+    assert not (folder / ".unfinished").exists()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "probe.safetensors"):
+        assert (folder / name).read_bytes() == whole[name]
+
+
+def test_refuses_to_write_into_what_it_reads_or_another_result(quantize, tiny_models, tmp_path):
+    model = shutil.copytree(tiny_models("llama_blocks"), tmp_path / "model")
+    before = (model / "model.safetensors").read_bytes()
+    (tmp_path / "link").symlink_to(model)
+    for folder in (model, tmp_path / "link"):
+        done = quantize(expect=78, model_name_or_path=model, output_dir=folder, overwrite_output_dir=True)
+        assert "is read by this command" in done.stderr
+    assert (model / "model.safetensors").read_bytes() == before
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    assert "holds a training run" in quantize(expect=78, output_dir=adapter, overwrite_output_dir=True).stderr
+
+
+def test_what_is_beside_the_weights_makes_another_model(quantize, tiny_models, tmp_path):
+    model = shutil.copytree(tiny_models("llama_blocks"), tmp_path / "model")
+    quantize(model_name_or_path=model, woq_bits=8)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 3e-5}))
+    assert "is not empty" in quantize(expect=78, model_name_or_path=model, woq_bits=8).stderr
+    quantize(model_name_or_path=model, woq_bits=8, overwrite_output_dir=True)
+    assert json.loads((tmp_path / "quantized/config.json").read_text())["rms_norm_eps"] == 3e-5
+
+
 def test_refuses_what_is_quantized_or_there_already(quantize, tmp_path):
     quantize(woq_bits=4)
-    assert "holds a model already" in quantize(expect=64, woq_bits=3).stderr
+    assert "is not empty" in quantize(expect=78, woq_bits=3).stderr
     quantize(woq_bits=3, overwrite_output_dir=True)
     done = quantize(expect=78, model_name_or_path=tmp_path / "quantized", output_dir=tmp_path / "twice")
     assert "is quantized already" in done.stderr
@@ -122,21 +162,37 @@ def start(program_cache):
     return start
 
 
-def test_a_stopped_quantization_goes_on(quantize, start, tmp_path):
-    """Stopped after its first layer, and started again: the same bytes as without a stop, by less work."""
-    options = {"woq_algo": "AWQ", "woq_bits": 4, "woq_group_size": 32, **CALIBRATION}
-    quantize(output_dir=tmp_path / "whole", **options)
-    process = start("quantize", **quantize.options, **{**options, "output_dir": tmp_path / "stopped"})
-    first = tmp_path / "stopped/.layers/layer-00000.safetensors"
+SLOW = {"woq_algo": "AWQ", "woq_bits": 4, "woq_group_size": 32, **CALIBRATION}
+
+
+def stop_after_first_layer(quantize, start, folder):
+    process = start("quantize", **quantize.options, **{**SLOW, "output_dir": folder})
+    first = folder / ".layers/layer-00000.safetensors"
     deadline = time.monotonic() + 120
-    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not first.with_name(first.name + ".b3").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 75
-    assert not (tmp_path / "stopped/config.json").exists()
-    done = quantize(output_dir=tmp_path / "stopped", **options)
-    assert "layer 1 of 3 is there already" in done.stderr
+    assert not (folder / "config.json").exists()
+    return first
+
+
+def flip(file):
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+
+
+@pytest.mark.parametrize("damage", [None, flip, lambda file: file.write_bytes(b"")], ids=["whole", "flipped", "empty"])
+def test_a_stopped_quantization_goes_on(quantize, start, damage, tmp_path):
+    """Stopped after its first layer, and started again: the same bytes as without a stop, by less work."""
+    quantize(output_dir=tmp_path / "whole", **SLOW)
+    first = stop_after_first_layer(quantize, start, tmp_path / "stopped")
+    if damage:
+        damage(first)
+    done = quantize(output_dir=tmp_path / "stopped", **SLOW)
+    assert ("layer 1 of 3 is there already" in done.stderr) == (damage is None)
+    assert ("is damaged: the layer is quantized again" in done.stderr) == (damage is not None)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not (tmp_path / "stopped/.layers").exists()

@@ -59,7 +59,7 @@ TEST(CompareMerged, RefusesMoreThanRoundingExplains) {
   };
   EXPECT_EQ(compare(0.01, 0.02), ExitCode::kOk);
   EXPECT_EQ(compare(0.03, 0.02), ExitCode::kInternal);
-  EXPECT_EQ(compare(std::numeric_limits<double>::quiet_NaN(), 0.02), ExitCode::kInternal);
+  EXPECT_EQ(compare(std::numeric_limits<double>::quiet_NaN(), 0.02), ExitCode::kDiverged);
 }
 
 // A weak adapter, whose change is less than what rounding may be.
