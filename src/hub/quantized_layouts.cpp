@@ -359,6 +359,8 @@ QuantizedMatrix decode(const Quantization& quantization, const TensorSource& sou
     for (uint8_t& zero : zeros.values) zero = static_cast<uint8_t>(zero + 1);
   }
   set_zeros(matrix, transposed(zeros).values);
+  if (quantization.act_order && groups > 1 && !reader.has("g_idx"))
+    reader.fail("g_idx", "is missing; desc_act is true");
   matrix.group_of = reader.groups(columns, matrix.group);
   return matrix;
 }

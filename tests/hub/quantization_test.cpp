@@ -87,6 +87,16 @@ TEST(GptqLayout, KeepsTheGroupOfEachInput) {
   write_safetensors(folder.path() / "model.safetensors", views, {});
   const TensorSource source = TensorSource::open_safetensors(folder.path());
   EXPECT_EQ(decode(quantization, source, "layer", 32, 96).group_of, matrix.group_of);
+  std::erase_if(views, [](const TensorView& view) { return view.name.ends_with("g_idx"); });
+  write_safetensors(folder.path() / "model.safetensors", views, {});
+  const TensorSource without = TensorSource::open_safetensors(folder.path());
+  try {
+    decode(quantization, without, "layer", 32, 96);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kData);
+    EXPECT_THAT(error.what(), HasSubstr("layer.g_idx is missing"));
+  }
 }
 
 TEST(CompressedTensorsLayout, IsAStreamOfBits) {
