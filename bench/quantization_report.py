@@ -39,7 +39,8 @@ def table(measured):
         lines += [f"| {name}, {of} | " + " | ".join(algorithms) + " |", "|---" * (len(algorithms) + 1) + "|"]
         lines.append(f"| before | {before:.3f} |" + " |" * (len(algorithms) - 1))
         for bits in range(8, 0, -1):
-            lines.append(f"| {f'{bits} bits' if bits > 1 else '1 bit, asymmetric'} | " + " | ".join(number(cells[each, bits]) for each in algorithms) + " |")
+            if any(cells[each, bits] for each in algorithms):
+                lines.append(f"| {f'{bits} bits' if bits > 1 else '1 bit, asymmetric'} | " + " | ".join(number(cells[each, bits]) for each in algorithms) + " |")
         lines.append("")
     return lines
 
