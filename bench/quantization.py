@@ -84,7 +84,7 @@ def measure_table(bench):
     for name, group, algorithms in TABLE:
         model, rows, held_out = models.prepare(name, bench.folder)
         records = {"train_file": rows, "validation_file": held_out, "calibration_length": models.ROW_TOKENS}
-        for bits in range(8, 0, -1):
+        for bits in report.BITS:
             for algorithm in algorithms:
                 options = {**records, "woq_bits": bits, "woq_algo": algorithm, "woq_group_size": group}
                 options["woq_scheme"] = "asym" if bits == 1 else "sym"  # of two symmetric values one would be zero

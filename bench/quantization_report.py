@@ -5,6 +5,7 @@ from report import memory
 
 MARK = "<!-- bench/quantization.py writes what follows -->\n"
 ALGORITHMS = ["RTN", "GPTQ", "AWQ", "TEQ"]
+BITS = range(8, 0, -1)
 
 
 def machine(results):
@@ -31,16 +32,18 @@ def table(measured):
         cells = {
             (algorithm, bits): measured.get(f"{name} {algorithm} {bits} {group}")
             for algorithm in ALGORITHMS
-            for bits in range(8, 0, -1)
+            for bits in BITS
         }
-        algorithms = [each for each in ALGORITHMS if any(cells[each, bits] for bits in range(8, 0, -1))]
+        algorithms = [each for each in ALGORITHMS if any(cells[each, bits] for bits in BITS)]
         before = next(cell for cell in cells.values() if cell)["eval_perplexity_before"]
         of = "whole rows" if group == "-1" else f"groups of {group}"
         lines += [f"| {name}, {of} | " + " | ".join(algorithms) + " |", "|---" * (len(algorithms) + 1) + "|"]
         lines.append(f"| before | {before:.3f} |" + " |" * (len(algorithms) - 1))
-        for bits in range(8, 0, -1):
-            if any(cells[each, bits] for each in algorithms):
-                lines.append(f"| {f'{bits} bits' if bits > 1 else '1 bit, asymmetric'} | " + " | ".join(number(cells[each, bits]) for each in algorithms) + " |")
+        for bits in BITS:
+            found = [cells[each, bits] for each in algorithms]
+            if any(found):
+                head = f"{bits} bits" if bits > 1 else "1 bit, asymmetric"
+                lines.append(f"| {head} | " + " | ".join(number(cell) for cell in found) + " |")
         lines.append("")
     return lines
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# clang-format over every source, clang-tidy over every source of the release build, which is of several in one there and of one here (or of the named files).
+# clang-format over every source, clang-tidy over every source (or the named files), each by itself as in build/lint.
 # The build's flags are GCC's: clang is told to pass over the warnings it does not know.
 set -euo pipefail
 cd "$(dirname "$0")/.."

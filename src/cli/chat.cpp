@@ -52,7 +52,7 @@ void catch_interrupts() {
   ::sigaction(SIGINT, &action, nullptr);
 }
 
-/// InputLines of standard input.
+/// Lines of standard input.
 class InputLines {
  public:
   /// Nothing at the end of the input, or where Ctrl-C came.

@@ -265,7 +265,8 @@ constexpr int64_t kRoundTokens = 32;  // oneDNN compiles a kernel for each numbe
 /// kept.
 class PanelProducts {
  public:
-  PanelProducts(at::Tensor x, const GroupedWeight& weight) : x_(std::move(x)), weight_(weight) {}
+  PanelProducts(at::Tensor x, const GroupedWeight& weight)
+      : x_(std::move(x)), weight_(weight), matrix_(matrix(weight)) {}
 
   /// y [at most T, O].
   void write(const at::Tensor& bias, const at::Tensor& y) const {
@@ -287,7 +288,7 @@ class PanelProducts {
     workspace.panel.resize(weight_.columns * kPanelRows);
     workspace.sums.resize(kPanelTokens * kPanelRows);
     for (int64_t i = 0; i < width / kRows; ++i) {
-      cpu::grouped_expand_pairs(matrix(weight_), first + i, workspace.panel.data() + 2 * kRows * i, 2 * width);
+      cpu::grouped_expand_pairs(matrix_, first + i, workspace.panel.data() + 2 * kRows * i, 2 * width);
     }
     const float* added = bias.defined() ? bias.const_data_ptr<float>() + row : nullptr;
     const int64_t rows = std::min(width, weight_.rows - row);
@@ -309,6 +310,7 @@ class PanelProducts {
 
   at::Tensor x_;
   const GroupedWeight& weight_;
+  cpu::GroupedMatrix matrix_;
 };
 
 bool multiplies_panels(const at::Tensor& x, const GroupedWeight& weight) {

@@ -46,7 +46,7 @@ std::optional<hub::TensorSource> finished_layer(const Job& job, int64_t index) {
   const fs::path file = layer_file(job, index);
   if (!hub::is_file(file) || !hub::is_file(hash_file(file))) return std::nullopt;
   Blake3 hash;
-  read_in_pieces(file, [&hash](std::span<const std::byte> bytes) { hash.update(bytes); });
+  update_from_file(hash, file);
   if (hash.finish() != read_file(hash_file(file))) {
     log::warning("{} is damaged: the layer is quantized again", file.string());
     return std::nullopt;

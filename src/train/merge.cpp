@@ -10,13 +10,11 @@
 #include <utility>
 #include <vector>
 
-#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "config/value.h"
-#include "hub/checksums.h"
 #include "hub/path.h"
 #include "hub/safetensors.h"
 #include "train/inputs.h"
@@ -27,7 +25,6 @@
 #include "train/output_folder.h"
 #include "train/probe.h"
 #include "train/ranks.h"
-#include "train/result.h"
 #include "train/save.h"
 #include "train/training_inputs.h"
 

@@ -17,6 +17,7 @@
 namespace fettle::train {
 namespace {
 
+constexpr const char* kReportHint = "please report it; verify_saved_model=false merges without the comparison";
 constexpr size_t kComparedTokens = 256;  // of three models, in a large vocabulary half a megabyte each
 
 int64_t tokens_of(const Answers& answers) {
@@ -104,7 +105,7 @@ nlohmann::ordered_json compare_merged(const Answers& base, const Answers& adapte
     throw Error(ExitCode::kInternal,
                 fmt::format("the merged model's logits differ by {:.3g} of their size, and rounding explains {:.3g}",
                             error.relative, bound),
-                "please report it; verify_saved_model=false merges without the comparison");
+                kReportHint);
   }
   const double share = share_of_change(base, adapted, merged);
   const double share_bound =
@@ -114,7 +115,7 @@ nlohmann::ordered_json compare_merged(const Answers& base, const Answers& adapte
                 fmt::format("the merged model has {:.3g} of the change that the adapter makes, and rounding explains "
                             "{:.3g} less or more than 1",
                             share, share_bound),
-                "please report it; verify_saved_model=false merges without the comparison");
+                kReportHint);
   }
   if (error.relative > effect.relative / 2) {
     log::warning(

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "hub/safetensors.h"
+#include "hub/support.h"
 #include "support/temporary_folder.h"
 
 namespace fettle::hub {
@@ -90,13 +91,7 @@ TEST(GptqLayout, KeepsTheGroupOfEachInput) {
   std::erase_if(views, [](const TensorView& view) { return view.name.ends_with("g_idx"); });
   write_safetensors(folder.path() / "model.safetensors", views, {});
   const TensorSource without = TensorSource::open_safetensors(folder.path());
-  try {
-    decode(quantization, without, "layer", 32, 96);
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::kData);
-    EXPECT_THAT(error.what(), HasSubstr("layer.g_idx is missing"));
-  }
+  expect_error([&] { decode(quantization, without, "layer", 32, 96); }, ExitCode::kData, "layer.g_idx is missing");
 }
 
 TEST(CompressedTensorsLayout, IsAStreamOfBits) {

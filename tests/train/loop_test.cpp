@@ -11,7 +11,7 @@
 
 #include "base/file.h"
 #include "device/device.h"
-#include "ops/dispatch.h"
+#include "ops/reference.h"
 #include "train/checkpoint.h"
 #include "train/tiny.h"
 
@@ -195,10 +195,9 @@ TEST(Train, PlainOperationsGiveTheSameLosses) {
   const TemporaryFolder folder;
   TinyRun fused(at::kFloat, folder.path() / "fused", 0);
   train(fused.run());
-  ops::set_fused_ops(false);
+  const ops::testing::WithoutFusedOps twins;
   TinyRun plain(at::kFloat, folder.path() / "plain", 0);
   train(plain.run());
-  ops::set_fused_ops(true);
   const auto expected = fused.losses();
   ASSERT_EQ(expected.size(), 5u);
   for (const auto& [step, values] : plain.losses()) {
