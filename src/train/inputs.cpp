@@ -16,6 +16,7 @@
 #include "hub/adapter.h"
 #include "ops/dispatch.h"
 #include "ops/rms_norm.h"
+#include "ops/vector_math.h"
 
 namespace fettle::train {
 namespace {
@@ -61,6 +62,7 @@ device::Device start_device(const config::DeviceConfig& options, const device::P
   if (!options.fused_ops) log::warning("fused_ops is false: plain torch operations are slow and need more memory");
   ops::set_fused_ops(options.fused_ops);
   device::Device device = device::start(options, place);
+  ops::settle_vector_math();
   const at::DeviceType wanted = device::wanted(options);
   if (wanted == at::kCPU) return device;
   try {
