@@ -60,6 +60,9 @@ std::map<fs::path, std::string> read_checksums(const fs::path& folder) {
     }
     found[path] = line.substr(0, kDigits);
   }
+  if (found.empty()) {
+    throw Error(ExitCode::kData, manifest.string() + " lists no file", "copy it again");
+  }
   return found;
 }
 
@@ -75,7 +78,7 @@ std::vector<fs::path> files_below(const fs::path& folder) {
       const fs::path name = inner / entry.filename();
       if (entry.filename().string().starts_with('.') || name == kChecksumFile) continue;
       if (is_folder(entry)) {
-        folders.push_back(name);
+        if (!fs::is_symlink(entry)) folders.push_back(name);  // it may lead anywhere, and back
       } else if (is_file(entry)) {
         files.push_back(name);
       }

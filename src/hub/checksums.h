@@ -15,7 +15,7 @@ namespace fettle::hub {
 inline constexpr const char* kChecksumFile = "manifest.sha256";
 
 /// The files below a folder that a manifest lists: regular ones whose path has no part that begins with a dot, sorted,
-/// without the manifest itself. Throws Error{kNoInput}, {kPermission} or {kIo}.
+/// without the manifest itself and what lies behind links to folders. Throws Error{kNoInput}, {kPermission} or {kIo}.
 std::vector<std::filesystem::path> files_below(const std::filesystem::path& folder);
 
 /// Hashes `files`, paths below `folder`, and writes the manifest. Throws Error{kIo} or {kPermission}; {kData} for a
@@ -29,7 +29,8 @@ struct ChecksumResult {
   std::vector<std::filesystem::path> unlisted;  ///< files below the folder that the manifest does not know
 };
 
-/// Compares the folder with its manifest. Throws Error{kNoInput} if there is none, {kData} if it is malformed.
+/// Compares the folder with its manifest. Throws Error{kNoInput} if there is none, {kData} if it is malformed or lists
+/// nothing.
 ChecksumResult compare_checksums(const std::filesystem::path& folder);
 
 }  // namespace fettle::hub

@@ -97,7 +97,7 @@ Quantization read_gptq(const BlockReader& config) {
 }
 
 Quantization read_awq(const BlockReader& config) {
-  config.require("version", "gemm");
+  if (config.text("version") != "GEMM") config.require("version", "gemm");  // AutoAWQ wrote both
   return {.layout = QuantizedLayout::kAwq,
           .bits = config.bits("bits", {4}),
           .group = config.group("group_size"),

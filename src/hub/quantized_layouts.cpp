@@ -256,6 +256,22 @@ class LayerReader {
     }
     return is_plain ? std::vector<int32_t>() : groups;
   }
+  /// weight_shape, which compressed-tensors unpacks by.
+  void require_shape(int64_t rows, int64_t columns) const {
+    const TensorView& from = view("weight_shape", {2});
+    std::array<int64_t, 2> shape{};
+    if (from.dtype == DType::kI64) {
+      std::memcpy(shape.data(), from.bytes.data(), sizeof(shape));
+    } else if (from.dtype == DType::kI32) {
+      std::array<int32_t, 2> narrow{};
+      std::memcpy(narrow.data(), from.bytes.data(), sizeof(narrow));
+      std::ranges::copy(narrow, shape.begin());
+    } else {
+      fail("weight_shape", fmt::format("is {} and should be I64", dtype_name(from.dtype)));
+    }
+    if (shape == std::array{rows, columns}) return;
+    fail("weight_shape", fmt::format("says {} and should say {} x {}", fmt::join(shape, " x "), rows, columns));
+  }
   [[nodiscard]] bool has(const char* name) const {
     return source_.find(fmt::format("{}.{}", module_, name)) != nullptr;
   }
@@ -338,6 +354,7 @@ QuantizedMatrix decode(const Quantization& quantization, const TensorSource& sou
   }
   const int64_t groups = columns / matrix.group;
   if (quantization.layout == QuantizedLayout::kCompressedTensors) {
+    reader.require_shape(rows, columns);
     matrix.codes = unpack_along(reader.packed("weight_packed", rows, words(columns, bits)), columns, bits).values;
     matrix.scales = reader.scales("weight_scale", rows, groups).values;
     if (!quantization.symmetric) {

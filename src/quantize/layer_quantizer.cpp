@@ -181,12 +181,25 @@ class Work {
 
   void round(Stage stage, size_t i, const RoundedWeight& rounded) {
     Linear& linear = *linears(stage)[i];
+    require_scales(linear.name, weights_[stage][i], rounded.ranges.scales);
     linear.weight = {linear.name + ".weight", rounded.values().to(place_.compute_type)};
     weights_[stage][i].reset();
     for (auto& tensor : hub::encode(method_.format, linear.name, to_matrix(rounded, scheme_),
                                     method_.format.scale_type(method_.model_type))) {
       stored_.push_back(std::move(tensor));
     }
+  }
+
+  /// Refuses a matrix whose size the layout's scales cannot express.
+  void require_scales(const std::string& name, const at::Tensor& weight, const at::Tensor& scales) const {
+    const bool overflows = !scales.isfinite().all().item<bool>();
+    const bool vanishes = scales.max().item<float>() <= smallest_scale(scheme_.scale_type) && weight.any().item<bool>();
+    if (!overflows && !vanishes) return;
+    throw Error(ExitCode::kConfig,
+                fmt::format("{}: its weights are too {} for scales in {}", name, overflows ? "large" : "small",
+                            hub::dtype_name(method_.format.scale_type(method_.model_type))),
+                scheme_.scale_type == at::kHalf ? "set woq_format: compressed-tensors"
+                                                : "bring the weights into float32's usual range");
   }
 
   at::Tensor find_factors(Stage stage, const InputStatistics& inputs) {

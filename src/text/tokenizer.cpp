@@ -87,6 +87,16 @@ std::string read_if_exists(const std::filesystem::path& path, std::vector<std::f
   return read_file(path);
 }
 
+/// The same of a file that is never empty.
+std::string read_content(const std::filesystem::path& path, std::vector<std::filesystem::path>& files) {
+  const size_t before = files.size();
+  std::string content = read_if_exists(path, files);
+  if (content.empty() && files.size() > before) {
+    throw Error(ExitCode::kData, path.string() + " is empty", "copy it again");
+  }
+  return content;
+}
+
 std::string model_type_of(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> ignored;
   const auto config = nlohmann::json::parse(read_if_exists(folder / "config.json", ignored), nullptr, false);
@@ -292,11 +302,11 @@ Tokenizer Tokenizer::load(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> read;
   TokenizerFiles files;
   files.name = folder.string();
-  files.tokenizer_json = read_if_exists(folder / "tokenizer.json", read);
-  files.sentencepiece_model = read_if_exists(folder / "tokenizer.model", read);
-  files.tokenizer_config = read_if_exists(folder / "tokenizer_config.json", read);
-  files.special_tokens_map = read_if_exists(folder / "special_tokens_map.json", read);
-  files.added_tokens = read_if_exists(folder / "added_tokens.json", read);
+  files.tokenizer_json = read_content(folder / "tokenizer.json", read);
+  files.sentencepiece_model = read_content(folder / "tokenizer.model", read);
+  files.tokenizer_config = read_content(folder / "tokenizer_config.json", read);
+  files.special_tokens_map = read_content(folder / "special_tokens_map.json", read);
+  files.added_tokens = read_content(folder / "added_tokens.json", read);
   files.chat_template = read_if_exists(folder / "chat_template.jinja", read);
   files.tool_use_template = read_if_exists(folder / "additional_chat_templates/tool_use.jinja", read);
   files.model_type = model_type_of(folder);

@@ -154,9 +154,11 @@ std::vector<AdapterName> adapter_names(const config::Config& config) {
   std::vector<AdapterName> names;
   if (!config.model.adapter_name_or_path.empty()) names.push_back({config.model.adapter_name_or_path});
   for (const std::string& text : config.merge.merge_adapters) names.push_back(parse_name(text));
-  std::set<std::string> seen;
+  std::set<fs::path> seen;
   for (const AdapterName& each : names) {
-    if (seen.insert(each.name).second) continue;
+    std::error_code failure;
+    const fs::path place = fs::canonical(each.name, failure);  // of one that is on the hub there is none
+    if (seen.insert(failure ? fs::path(each.name) : place).second) continue;
     throw Error(ExitCode::kConfig, fmt::format("the adapter {} is named twice", each.name),
                 fmt::format("name it once; merge_adapters={}=2 counts it twice", each.name));
   }

@@ -150,6 +150,8 @@ void add_probe(const fs::path& folder, const std::string& base, const Say& say) 
   std::optional<Result> result = open_result(folder, base);
   if (!result) return;
   read_spec(*result);
+  check_tensors(*result, say);
+  check_values(*result, folder, say);
   if (!result->spec) return say(fmt::format("wrote no {}: {}", kProbeFile, result->why_not));
   const text::Tokenizer tokenizer = text::Tokenizer::load(result->model->tokenizer_folder);
   write_probe(folder, make_probe(load(*result), tokenizer));

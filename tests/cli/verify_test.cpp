@@ -42,6 +42,18 @@ TEST(Verify, MakesAManifestOfAnyFolder) {
   EXPECT_EQ(run_program({"verify", data}).code, 0);
 }
 
+TEST(Verify, BlessesNoModelThatDiverged) {
+  const TemporaryFolder folder;
+  const std::filesystem::path model = folder / "model";
+  std::filesystem::copy(stories(), model, std::filesystem::copy_options::recursive);
+  std::string weights = read_file(model / "model.safetensors");
+  weights.replace(weights.size() - 4, 4, std::string(4, '\xff'));
+  write_file(model / "model.safetensors", weights);
+  const Result result = run_program({"verify", "--write", model});
+  EXPECT_EQ(result.code, code(ExitCode::kData));
+  EXPECT_THAT(result.error(), HasSubstr("holds NaN or infinity"));
+}
+
 TEST(Verify, SaysHowItIsUsed) {
   EXPECT_THAT(run_program({"verify", "--help"}).out, StartsWith("fettle verify DIR"));
   EXPECT_EQ(run_program({"verify"}).code, code(ExitCode::kUsage));

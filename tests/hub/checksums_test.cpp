@@ -67,6 +67,16 @@ TEST_F(Checksums, RefuseAManifestThatIsNone) {
   }
 }
 
+TEST_F(Checksums, RefuseAManifestOfNothing) {
+  folder_.write(kChecksumFile, "");
+  expect_error([&] { compare_checksums(folder_.path()); }, ExitCode::kData, "manifest.sha256 lists no file");
+}
+
+TEST_F(Checksums, LeaveOutWhatLiesBehindLinksToFolders) {
+  fs::create_directory_symlink(folder_.path(), folder_ / "inner" / "loop");
+  EXPECT_THAT(files_below(folder_.path()), ElementsAre("a.txt", "inner/b with blanks.bin"));
+}
+
 TEST_F(Checksums, RefuseANameThatTheFormatCannotHold) {
   folder_.write("two\nlines", "");
   expect_error([&] { write_all(); }, ExitCode::kData, "rename the file");

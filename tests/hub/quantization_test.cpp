@@ -107,6 +107,22 @@ TEST(CompressedTensorsLayout, IsAStreamOfBits) {
   EXPECT_EQ(first, 0b10'001'000'111'110'101'100'011'010'001'000u);
 }
 
+TEST(CompressedTensorsLayout, HoldsTheShapeThatItSays) {
+  const QuantizedMatrix matrix = random_matrix(4, 32, true);
+  std::vector<StoredTensor> tensors = encode({.bits = 4, .group = 32}, "layer", matrix, DType::kF32);
+  const auto shape = std::ranges::find(tensors, "layer.weight_shape", [](const auto& each) { return each.view.name; });
+  ASSERT_NE(shape, tensors.end());
+  const int64_t wrong = matrix.rows + 1;
+  std::memcpy(shape->bytes.data(), &wrong, sizeof(wrong));
+  const TemporaryFolder folder;
+  std::vector<TensorView> views;
+  for (const StoredTensor& tensor : tensors) views.push_back(tensor.view);
+  write_safetensors(folder / "model.safetensors", views, {});
+  const TensorSource source = TensorSource::open_safetensors(folder.path());
+  expect_error([&] { decode({.bits = 4, .group = 32}, source, "layer", matrix.rows, matrix.columns); }, ExitCode::kData,
+               "layer.weight_shape says 33 x 96 and should say 32 x 96");
+}
+
 TEST(OrderOfColumns, IsRefusedByLayoutsWithoutAPlaceForIt) {
   const QuantizedMatrix matrix = random_matrix(4, 32, true, /*mixed_groups=*/true);
   for (const QuantizedLayout layout : {QuantizedLayout::kCompressedTensors, QuantizedLayout::kAwq}) {
@@ -136,6 +152,8 @@ TEST(QuantizationConfig, IsReadBack) {
     }
   }
   EXPECT_FALSE(read_quantization(nlohmann::json::object()));
+  const auto capitals = nlohmann::json::parse(R"({"quant_method": "awq", "bits": 4, "version": "GEMM"})");
+  EXPECT_EQ(read_quantization({{"quantization_config", capitals}})->layout, QuantizedLayout::kAwq);
 }
 
 TEST(QuantizationConfig, OfAnotherKindIsRefusedByName) {

@@ -246,6 +246,8 @@ def test_an_output_that_is_there_stays(fettle, tmp_path):
     assert output.read_text() == "mine"
     fettle("export", model_name_or_path=STORIES260K, output=output, overwrite_output=True)
     assert fields(output)["general.name"] == "stories260K"
+    onto = {"output": output, "overwrite_output": True}
+    refused(fettle, 64, f"{output} is read by this command", model_name_or_path=output, **onto)
     refused(fettle, 66, "No such file or directory", model_name_or_path=STORIES260K, output=tmp_path / "no" / "such" / "m.gguf")
 
 

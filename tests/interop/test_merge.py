@@ -288,6 +288,9 @@ def test_refuses_what_does_not_fit(fettle, tiny_models, tmp_path, pair):
     assert "'1e39'" in refusal(fettle, REFUSED, base, out, merge_adapters=[f"{adapter}=1e39"])
     assert "'nan'" in refusal(fettle, REFUSED, base, out, merge_adapters=[f"{adapter}=nan"])
     assert "named twice" in refusal(fettle, REFUSED, base, out, adapter_name_or_path=adapter, merge_adapters=[adapter])
+    (tmp_path / "link").symlink_to(adapter)
+    twice = [adapter, tmp_path / "link"]
+    assert "named twice" in refusal(fettle, REFUSED, base, out, merge_adapters=twice)
     said = refusal(fettle, BROKEN, tiny_models("qwen3"), out, adapter_name_or_path=adapter)
     assert f"adapter {adapter}" in said and "wrong shape" in said and "trained on" in said
     both = [make_adapters.make(name, base, tmp_path / name) for name in ("saved", "saved_both")]

@@ -76,6 +76,20 @@ def test_refuses_a_model_with_numbers_that_are_not_finite(quantize, tiny_models,
         assert not (tmp_path / "quantized/config.json").exists()
 
 
+@pytest.mark.parametrize(("factor", "said"), [(1e8, "too large"), (1e-12, "too small")])
+def test_refuses_weights_beyond_the_scales_of_a_layout(quantize, tiny_models, tmp_path, factor, said):
+    model = shutil.copytree(tiny_models("llama_blocks"), tmp_path / "model")
+    weights = safetensors.torch.load_file(model / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    weights[f"{name}.weight"] *= factor
+    safetensors.torch.save_file(weights, model / "model.safetensors", {"format": "pt"})
+    options = {"model_name_or_path": model, "train_file": [], "validation_file": []}
+    message = quantize(expect=78, woq_format="gptq", **options).stderr
+    assert f"{name}: its weights are {said} for scales in F16" in message
+    assert "woq_format: compressed-tensors" in message
+    quantize(**options)
+
+
 def test_the_same_command_makes_nothing_anew(quantize, tmp_path):
     quantize(woq_bits=2, woq_algo="GPTQ")
     files = {path: path.stat() for path in (tmp_path / "quantized").iterdir()}

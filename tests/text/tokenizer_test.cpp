@@ -217,6 +217,22 @@ TEST(BrokenTokenizer, IsRefusedByName) {
   EXPECT_THROW((void)Tokenizer::load("no/such/folder"), Error);
 }
 
+TEST(BrokenTokenizer, AnEmptyFileIsNotTakenForAbsent) {
+  const TemporaryFolder folder;
+  std::filesystem::copy_file(golden::tokenizer_folder("stories260K") / "tokenizer.json", folder / "tokenizer.json");
+  for (const char* name : {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}) {
+    const std::filesystem::path file = folder.write(name, "");
+    try {
+      (void)Tokenizer::load(folder.path());
+      FAIL() << name;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kData);
+      EXPECT_THAT(error.what(), testing::HasSubstr(std::string(name) + " is empty"));
+    }
+    std::filesystem::remove(file);
+  }
+}
+
 TEST(BrokenTokenizer, SentencePieceTruncatedAnywhereIsRefusedOrSmaller) {
   const std::string good = read_file(golden::tokenizer_folder("stories260K") / "tokenizer.model");
   for (size_t size = 1; size < good.size(); size += 37) {
