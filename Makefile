@@ -2,7 +2,7 @@
 JOBS ?= $(shell nproc)
 VERSION = $(shell sed -n 's/^project.fettle VERSION \([^ ]*\).*/\1/p' CMakeLists.txt)
 .DEFAULT_GOAL := build
-.PHONY: hpu-check image test-release test-chart test-cluster help setup build build-all dev test test-dev nightly lint format demo demo-offline bench bench-quantization docs fuzz clean
+.PHONY: hpu-check image test-release test-readers test-chart test-cluster help setup build build-all dev test test-dev nightly lint format demo demo-offline bench bench-quantization docs fuzz clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,18 +33,25 @@ test-release: ## unit tests, faults, and the live comparison with transformers, 
 test-dev: dev ## the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@ctest --preset dev -j $(JOBS)
 
+READERS = base config text hub ops data model quantize
+test-readers: setup ## of test-dev what .ci/run has time for: the rooms that read what others wrote, the kernels, the fuzzers' corpora
+	@cmake --preset dev $(CMAKE_ARGS) >/dev/null
+	@cmake --build --preset dev -j $(JOBS) --target fuzzers $(READERS:%=test_%)
+	@ctest --preset dev -j $(JOBS) -R "^fuzz$$(printf '|^unit.%s' $(READERS))"
+
 test-chart: build ## the Helm chart without a cluster: lint, unit suites, schemas, invariants of every render, copy.sh
 	@tools/setup.sh chart
 	@tools/cluster/install.sh chart
 	@tools/cluster/install.sh manifests
 	@cd deploy/tests && python3 -m unittest discover --pattern '*_test.py'
 
-nightly: ## the long proofs: the real 135M model against TRL, WikiText-2 perplexity; other versions of torch; the hpu image
+nightly: ## the long proofs: the real 135M model against TRL, WikiText-2 perplexity; other versions of torch; the hpu image; all sanitizers
 	@tools/setup.sh test model gaudi
 	@$(MAKE) --no-print-directory build-all
 	@ctest --preset release -L nightly --output-on-failure
 	@JOBS=$(JOBS) tools/torch_versions.sh
 	@JOBS=$(JOBS) tests/hpu/image_test.sh
+	@$(MAKE) --no-print-directory test-dev
 
 image: ## build the image localhost/fettle:<version>-cpu (TARGET=cuda or hpu: that one) with docker, podman or buildah
 	@tools/image.sh $(or $(TARGET),cpu) localhost/fettle:$(VERSION)-$(or $(TARGET),cpu)
@@ -72,10 +79,10 @@ format: ## format every C++ and Rust source in place
 demo: ## LoRA on SmolLM2-135M-Instruct with medical questions: two or three minutes on a CPU
 	@tools/setup.sh model
 	@$(MAKE) --no-print-directory build
-	@tools/demo.sh smollm2
+	@tools/demo.sh smollm2 $(ARGS)
 
 demo-offline: build ## the same in seconds with the embedded stories260K model and TinyStories
-	@tools/demo.sh stories260k
+	@tools/demo.sh stories260k $(ARGS)
 
 bench: ## measure against transformers + peft on this machine and write docs/benchmarks.md
 	@tools/setup.sh test
