@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The demo of `make demo` (smollm2) and `make demo-offline` (stories260k): the same question before and after a short
-# LoRA fine-tuning, with the held-out perplexity that `fettle train` prints. A finished run is not trained again.
+# LoRA fine-tuning, with the held-out perplexity that `fettle train` prints. A finished run is not trained again. What
+# follows the name are options of the training.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fettle=build/release/fettle
@@ -27,7 +28,7 @@ answer() { "$fettle" generate --model_name_or_path="$model" "${question[@]}" --l
 echo "Before:"
 answer
 echo
-"$fettle" train "$config" --output_dir="$output"
+"$fettle" train "$config" --output_dir="$output" "${@:2}"
 echo
 echo "After:"
 answer --adapter_name_or_path="$output"

@@ -5,10 +5,14 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/error.h"
 #include "base/file.h"
 #include "cli/quantize.h"
+#include "hub/model_folder.h"
+#include "model/spec.h"
 #include "train/benchmark.h"
 #include "train/inputs.h"
+#include "train/made_model.h"
 #include "train/merge.h"
 
 namespace fettle::cli {
@@ -44,6 +48,11 @@ fs::path quantized_folder(const config::Config& config) {
   return given.empty() ? fs::path(config.output.output_dir) / "quantized" : fs::path(given);
 }
 
+fs::path benchmark_file(const config::Config& config) {
+  const std::string& given = config.benchmark.benchmark_output;
+  return given.empty() ? fs::path(config.output.output_dir) / "benchmark.json" : fs::path(given);
+}
+
 void quantize_result(const config::Config& config) {
   const device::Device device = train::start_device(config.device);
   config::Config quantizing = on_model(config, whole_model(config, device));
@@ -55,7 +64,6 @@ void quantize_result(const config::Config& config) {
 
 int benchmark_result(const config::Config& config) {
   const fs::path output = config.output.output_dir;
-  const std::string& given = config.benchmark.benchmark_output;
   nlohmann::ordered_json figures;
   const auto add = [&figures](const char* name, config::Config measured) {
     measured.benchmark.benchmark_output.clear();
@@ -73,13 +81,31 @@ int benchmark_result(const config::Config& config) {
   if (config.quantization.do_quantize) {
     if (const int code = add("quantized", on_model(config, quantized_folder(config))); code != 0) return code;
   }
-  write_file(given.empty() ? output / "benchmark.json" : fs::path(given), figures.dump(2) + '\n');
+  write_file(benchmark_file(config), figures.dump(2) + '\n');
   return 0;
 }
 
 }  // namespace
 
+void check_after_training(const config::Config& config) {
+  if (!config.quantization.do_quantize) return;
+  const hub::ModelFolder base = hub::resolve_model(config.model);
+  require_quantizable(config, model::DecoderSpec::from_config(base.config));
+  if (config.output.overwrite_output_dir) return;
+  const fs::path folder = quantized_folder(config);
+  if (is_made_otherwise(folder, config)) {
+    throw Error(ExitCode::kConfig, folder.string() + " holds a model that was quantized with other options",
+                "set quantize_output_dir for another one, or remove that");
+  }
+  if (train::results_of_model(folder)) return;  // made anew if its weights are other ones
+  config::OutputConfig place;
+  place.output_dir = folder.string();
+  train::require_place_for_model(folder, {config.model.model_name_or_path, config.model.tokenizer_name});
+  train::require_free(place);
+}
+
 int after_training(const config::Config& config) {
+  if (config.benchmark.do_benchmark) fs::remove(benchmark_file(config));  // of what may be other weights now
   if (config.quantization.do_quantize) quantize_result(config);
   return config.benchmark.do_benchmark ? benchmark_result(config) : 0;
 }

@@ -2,6 +2,7 @@
 #include "train/check.h"
 
 #include "base/environment.h"
+#include "cli/after_training.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "dist/launch.h"
@@ -15,6 +16,7 @@ int check(const Arguments& arguments) {
   if (!config) return 0;
   const int64_t processes = config->distributed.nproc_per_node;
   if (dist::starts_local_processes(launch, processes)) launch = dist::first_local_process(launch, processes);
+  check_after_training(*config);
   train::check(*config, launch);
   return 0;
 }

@@ -64,8 +64,8 @@ void check_output(const config::Config& config) {
   std::error_code failure;
   require_not_read(config, "output", output);
   if (std::filesystem::is_regular_file(output, failure) && !config.preprocess.overwrite_output) {
-    throw Error(ExitCode::kUsage, fmt::format("output: {} exists", output.string()),
-                "set overwrite_output to replace it, or name another file");
+    throw Error(ExitCode::kConfig, fmt::format("output: {} is there already", output.string()),
+                "name another file, or set overwrite_output to replace it");
   }
   AtomicFile probe(output);  // leaves nothing behind
 }

@@ -38,6 +38,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kLayersFolder = ".layers";
+constexpr const char* kMethod = "method";
 
 /// Whether an input's group has to be stated for each: only GPTQ's files have a place for it.
 bool states_groups(const config::QuantizationConfig& options) {
@@ -60,13 +61,6 @@ hub::Quantization format_of(const config::QuantizationConfig& options) {
           .act_order = states_groups(options)};
 }
 
-train::ModelInputs load_unquantized(const config::ModelConfig& options) {
-  train::ModelInputs inputs = train::load_inputs(options);
-  if (!inputs.spec.quantization) return inputs;
-  throw Error(ExitCode::kConfig, inputs.base.path.string() + " is quantized already",
-              "give the model it was made from");
-}
-
 /// The records that the layers are shown, and those that perplexity is measured on.
 struct Records {
   std::optional<data::TokenDataset> calibration;
@@ -83,9 +77,11 @@ Records prepare_records(const config::Config& config, const train::ModelInputs& 
   return records;
 }
 
-/// Micro-batches of calibration_samples rows in all.
-std::vector<model::Batch> calibration_batches(const config::Config& config, const data::TokenDataset& records,
+/// Micro-batches of calibration_samples rows in all; none without calibration.
+std::vector<model::Batch> calibration_batches(const config::Config& config, const Records& all,
                                               const model::DecoderSpec& spec) {
+  if (!all.calibration) return {};
+  const data::TokenDataset& records = *all.calibration;
   constexpr int64_t kTokensABatch = 4096;
   const config::QuantizationConfig& options = config.quantization;
   const int64_t rows = std::max<int64_t>(1, kTokensABatch / options.calibration_length);
@@ -126,20 +122,32 @@ std::optional<train::Evaluation> evaluate_records(const config::Config& config, 
                           : train::evaluate(model, dataset, order);
 }
 
+/// The options that decide the layers' codes.
+Json method_of(const config::Config& config) {
+  const config::QuantizationConfig& options = config.quantization;
+  Json method = {{"algorithm", options.woq_algo},
+                 {"format", hub::quantization_config(format_of(options))},
+                 {"bf16", config.training.bf16}};
+  if (options.woq_algo == "RTN") return method;
+  method["calibration"] = {
+      {"samples", options.calibration_samples}, {"length", options.calibration_length}, {"seed", config.training.seed}};
+  if (options.woq_algo == "GPTQ") {
+    method["options"] = {{"act_order", options.act_order},
+                         {"static_groups", options.static_groups},
+                         {"gptq_clip", options.gptq_clip},
+                         {"damp_percent", options.damp_percent}};
+  } else if (options.woq_algo == "AWQ") {
+    method["options"] = {{"awq_clip", options.awq_clip}, {"awq_grid_size", options.awq_grid_size}};
+  } else {
+    method["options"] = {{"teq_steps", options.teq_steps}, {"teq_learning_rate", options.teq_learning_rate}};
+  }
+  return method;
+}
+
 /// What decides the layers' codes.
 std::string identity(const config::Config& config, const train::ModelInputs& inputs, const Records& records) {
-  const config::QuantizationConfig& options = config.quantization;
-  Json facts = {{"weights", train::weights_fingerprint(inputs.base.open_weights())},
-                {"format", hub::quantization_config(format_of(options))},
-                {"algorithm", options.woq_algo},
-                {"bf16", config.training.bf16}};
-  if (records.calibration) {
-    facts["records"] = records.calibration->fingerprint();
-    facts["rows"] = {options.calibration_samples, options.calibration_length, config.training.seed};
-    facts["gptq"] = {options.act_order, options.static_groups, options.gptq_clip, options.damp_percent};
-    facts["awq"] = {options.awq_clip, options.awq_grid_size};
-    facts["teq"] = {options.teq_steps, options.teq_learning_rate};
-  }
+  Json facts = {{"weights", train::weights_fingerprint(inputs.base.open_weights())}, {kMethod, method_of(config)}};
+  if (records.calibration) facts["records"] = records.calibration->fingerprint();
   return sha256(facts.dump());
 }
 
@@ -162,14 +170,27 @@ int64_t bytes_of(const hub::TensorSource& source) {
 
 }  // namespace
 
-void quantize_model(const config::Config& config, const device::Device& device) {
+void require_quantizable(const config::Config& config, const model::DecoderSpec& spec) {
+  if (spec.quantization) {
+    throw Error(ExitCode::kConfig, config.model.model_name_or_path + " is quantized already",
+                "give the model that it was made from");
+  }
+  quantize::require_fitting(spec, format_of(config.quantization));
+}
+
+bool is_made_otherwise(const fs::path& folder, const config::Config& config) {
+  const std::optional<Json> made = train::results_of_model(folder);
+  return made && made->value(kMethod, Json()) != method_of(config);
+}
+
+Json quantize_model(const config::Config& config, const device::Device& device) {
   const auto began = std::chrono::steady_clock::now();
   const fs::path folder = config.output.output_dir;
   const config::ModelConfig& read = config.model;
   train::require_place_for_model(folder, {read.model_name_or_path, read.tokenizer_name, read.config_name});
-  const train::ModelInputs inputs = load_unquantized(config.model);
+  const train::ModelInputs inputs = train::load_inputs(config.model);
+  require_quantizable(config, inputs.spec);
   const hub::Quantization format = format_of(config.quantization);
-  quantize::require_fitting(inputs.spec, format);
   const train::FolderLock lock(folder);
   const auto source = std::make_shared<const hub::TensorSource>(inputs.base.open_weights());
   const quantize::Method method{config.quantization, format, train::file_type(train::stored_type(*source))};
@@ -178,17 +199,15 @@ void quantize_model(const config::Config& config, const device::Device& device) 
   const std::string of_result = identity_of_result(of_layers, config, inputs, records);
   if (const auto earlier = train::made_earlier(folder, of_result)) {
     log::info("{} is that model already", folder.string());
-    return require_perplexity(config.quantization, *earlier);
+    require_perplexity(config.quantization, *earlier);
+    return *earlier;
   }
   train::require_free(config.output);
-  std::vector<model::Batch> batches;
-  if (records.calibration) batches = calibration_batches(config, *records.calibration, inputs.spec);
-
+  std::vector<model::Batch> batches = calibration_batches(config, records, inputs.spec);
   const at::ScalarType type = train::compute_type(config.training);
-  const auto before = [&] {
-    return evaluate_records(config, records, train::load_model(inputs, config.model, {type, device.torch_device}),
-                            device.torch_device);
-  }();
+  const auto before =
+      evaluate_records(config, records, train::load_model(inputs, config.model, {type, device.torch_device}),
+                       device.torch_device);  // and the model is gone again
   const quantize::Job job{inputs.spec, source, type, device.torch_device, folder / kLayersFolder, of_layers};
   const auto began_layers = std::chrono::steady_clock::now();
   quantize::quantize_layers(job, method, std::move(batches));
@@ -214,12 +233,15 @@ void quantize_model(const config::Config& config, const device::Device& device) 
       .layers_seconds = layers_seconds};
   train::write_probe(folder, train::make_probe(load(at::kFloat, at::kCPU), inputs.tokenizer));
   outcome.seconds = seconds_since(began);
-  const Json results = quantization_results(config.quantization, outcome);
+  Json results = quantization_results(config.quantization, outcome);
+  results[kMethod] = method_of(config);
   write_file(folder / "README.md", train::quantized_model_card(config, results));
   fs::remove_all(folder / kLayersFolder);
   train::finish_model(folder, {described, inputs.tokenizer, train::stored_type(*source), results, of_result});
   log_quantization(folder.string(), outcome);
   require_perplexity(config.quantization, results);
+  log::info("try it: fettle generate --model_name_or_path={}{}", folder.string(), train::prompt_arguments(config.data));
+  return results;
 }
 
 int quantize(const Arguments& arguments) {
@@ -227,7 +249,7 @@ int quantize(const Arguments& arguments) {
   if (!config) return 0;
   const device::Device device = train::start_device(config->device);
   log::info("{}", device.description());
-  quantize_model(*config, device);
+  fmt::print("{}\n", quantize_model(*config, device).dump());
   return 0;
 }
 

@@ -30,6 +30,7 @@ int train(const Arguments& arguments) {
   const auto config = read_options(arguments, config::Command::kTrain, launch.rank > 0);
   if (!config) return 0;
   if (launch.world_size > 1 && launch.rank == 0) log::info("{} processes ({})", launch.world_size, launch.launcher);
+  check_after_training(*config);
   if (dist::starts_local_processes(launch, config->distributed.nproc_per_node)) {
     Arguments same = {"train"};
     same.insert(same.end(), arguments.begin(), arguments.end());

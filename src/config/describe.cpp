@@ -243,7 +243,7 @@ std::string markdown() {
       "unknown\n"
       "option, an option that contradicts another, and an option on the command line that the command does not use "
       "are\n"
-      "errors.\n";
+      "errors. `fettle check` takes what `fettle train` takes; what `fettle verify` takes, its `--help` says.\n";
   for (const Section& section : sections()) {
     text += fmt::format("\n## {}\n\n| option | value | default | meaning | commands |\n|---|---|---|---|---|\n",
                         section.title);

@@ -17,7 +17,7 @@
 namespace fettle::hub {
 namespace {
 
-constexpr size_t kBlock = 32;  // values of a quantised block
+constexpr size_t kBlock = 32;  // values of a quantized block
 using Quants = std::array<uint8_t, kBlock>;
 
 template <typename T>

@@ -17,7 +17,7 @@
 namespace fettle::hub {
 namespace {
 
-constexpr int64_t kBlock = 32;  // elements of a quantised block
+constexpr int64_t kBlock = 32;  // elements of a quantized block
 
 template <typename T>
 T load(const std::byte* bytes) {
@@ -145,7 +145,7 @@ void read_stored(const TensorView& view, std::span<float> out, int64_t first) {
       throw Error(ExitCode::kData,
                   fmt::format("tensor {}: {} where floating-point weights are expected", quote(view.name),
                               dtype_name(view.dtype)),
-                  "quantised checkpoints in integer tensors are not supported; use the model in bf16, f16 or f32");
+                  "quantized checkpoints in integer tensors are not supported; use the model in bf16, f16 or f32");
   }
 }
 

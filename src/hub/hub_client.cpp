@@ -204,8 +204,13 @@ Snapshot fetch_snapshot(const SnapshotRequest& request) {
     try {
       commit = api.find_commit();
     } catch (const Error& error) {
-      auto snapshot = error.code() == ExitCode::kUnavailable ? from_cache(cached, request) : std::nullopt;
-      if (!snapshot) throw;
+      if (error.code() != ExitCode::kUnavailable) throw;
+      auto snapshot = from_cache(cached, request);
+      if (!snapshot) {
+        throw Error(error.code(),
+                    fmt::format("{}: there is no {} here, and {}", repository.option, repository.name, error.what()),
+                    error.hint());
+      }
       log::warning("{}; {} is used as it is in the hub cache", error.what(), repository.name);
       return *snapshot;
     }

@@ -60,7 +60,8 @@ void require_model_weights(const Listing& files, const std::string& subject) {
   if (has(files, kSafetensorsFile) || has(files, kSafetensorsIndex)) return;
   if (has(files, kAdapterConfig)) {
     throw Error(ExitCode::kNoInput, fmt::format("{} is a LoRA adapter, not a model", subject),
-                "give it as adapter_name_or_path, and its base model as model_name_or_path");
+                "give it as adapter_name_or_path and its base as model_name_or_path, or make a model of both with "
+                "fettle merge");
   }
   if (std::ranges::any_of(files, [](const ListedFile& file) { return file.path.ends_with(".gguf"); })) {
     throw Error(ExitCode::kNoInput, fmt::format("{} has GGUF files and no safetensors", subject),

@@ -71,7 +71,10 @@ nlohmann::json read_config(const fs::path& folder, const std::string& option) {
   if (path_exists(folder / kConfigFile)) return read_json_object(folder / kConfigFile);
   std::string hint = "give the folder of a model saved by transformers or Fettle";
   if (path_exists(folder / "adapter_config.json")) {
-    hint = "this is a LoRA adapter: give it as adapter_name_or_path, and its base model as model_name_or_path";
+    hint =
+        "this is a LoRA adapter: give it as adapter_name_or_path and its base as model_name_or_path, or make a model "
+        "of "
+        "both with fettle merge";
   } else {
     for (const fs::path& path : list_folder(folder)) {
       if (path.extension() == ".gguf") hint = fmt::format("give the file itself: {}", path.string());

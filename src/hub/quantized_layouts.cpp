@@ -153,8 +153,9 @@ Codes code_grid(const QuantizedMatrix& matrix) {
   return codes;
 }
 
-[[noreturn]] void cannot_hold(const std::string& module, const std::string& what) {
-  throw Error(ExitCode::kConfig, fmt::format("{}: {}", module, what), "set woq_format: compressed-tensors");
+[[noreturn]] void cannot_hold(const std::string& module, const std::string& what,
+                              const char* hint = "set woq_format: compressed-tensors") {
+  throw Error(ExitCode::kConfig, fmt::format("{}: {}", module, what), hint);
 }
 
 std::vector<StoredTensor> encode_compressed(const std::string& module, const QuantizedMatrix& matrix,
@@ -308,7 +309,8 @@ std::vector<StoredTensor> encode(const Quantization& quantization, const std::st
   const bool states_groups =
       quantization.layout == QuantizedLayout::kGptq || quantization.layout == QuantizedLayout::kGptqV2;
   if (!states_groups && !matrix.group_of.empty()) {
-    cannot_hold(module, "this layout has no place for the order of columns that act_order gives without static_groups");
+    cannot_hold(module, "this layout has no place for the order of columns that act_order gives without static_groups",
+                "set woq_format: gptq_v2, or static_groups: true");
   }
   switch (quantization.layout) {
     case QuantizedLayout::kCompressedTensors:

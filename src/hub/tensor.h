@@ -11,13 +11,13 @@
 
 namespace fettle::hub {
 
-/// Element types of safetensors files, and the block-quantised types of GGUF files (blocks of 32 elements of a row).
+/// Element types of safetensors files, and the block-quantized types of GGUF files (blocks of 32 elements of a row).
 enum class DType { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1 };
 
 /// "F32", "BF16", "I64", … as safetensors spells them, "Q8_0", "Q4_0", … as GGUF does.
 std::string_view dtype_name(DType dtype);
 
-/// Bytes are stored in whole blocks: one element a block for plain types, 32 for quantised ones.
+/// Bytes are stored in whole blocks: one element a block for plain types, 32 for quantized ones.
 struct BlockLayout {
   int64_t elements;
   int64_t bytes;

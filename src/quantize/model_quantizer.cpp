@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <span>
 
@@ -107,15 +108,19 @@ class Progress {
 }  // namespace
 
 void require_fitting(const model::DecoderSpec& spec, const hub::Quantization& format) {
-  const auto shapes = model::expected_tensors(spec);
+  std::vector<model::TensorShape> shapes = model::expected_tensors(spec);
+  std::erase_if(shapes,
+                [](const auto& tensor) { return tensor.shape.size() != 2 || !model::is_in_layer(tensor.name); });
+  int64_t common = 0;  // of all layers' inputs
+  for (const model::TensorShape& tensor : shapes) common = std::gcd(common, tensor.shape[1]);
   for (const model::TensorShape& tensor : shapes) {
-    if (tensor.shape.size() != 2 || !model::is_in_layer(tensor.name)) continue;
     const std::string module = model::module_of(tensor.name);
     const int64_t columns = tensor.shape[1];
     if (columns % format.group_of(columns) != 0) {
       throw Error(ExitCode::kConfig,
                   fmt::format("woq_group_size {} does not divide the {} inputs of {}", format.group, columns, module),
-                  "set woq_group_size to a divisor of every layer's inputs, or to -1");
+                  common < 8 ? "set woq_group_size to -1: no group of 8 or more divides every layer's inputs"
+                             : fmt::format("set woq_group_size to a divisor of {}, or to -1", common));
     }
     hub::require_representable(format, module, tensor.shape[0], columns);
   }

@@ -134,6 +134,14 @@ int64_t most_checkpoints(const config::Config& config, int64_t steps, int64_t st
   return training.save_minutes > 0 ? limit + 1 : std::min(all, limit + 1);
 }
 
+/// What do_quantize writes: the merged model, and the quantized one, whose layers wait beside it until it is whole.
+/// `weights`: of the model, in which each matrix has a scale a group, here counted as 16 bits more for 32.
+double quantized_bytes(const config::Config& config, double weights, double stored) {
+  if (!config.quantization.do_quantize) return 0;
+  const double quantized = weights * (static_cast<double>(config.quantization.woq_bits) + 0.5) / 8;
+  return (config.lora.use_peft ? stored : 0) + 2 * quantized;
+}
+
 void require_disk(const config::Config& config, int64_t checkpoints, int64_t trained, double result) {
   const double needed = static_cast<double>(checkpoints) * checkpoint_bytes(trained) + result;
   fs::path folder = fs::absolute(config.output.output_dir);
@@ -143,8 +151,9 @@ void require_disk(const config::Config& config, int64_t checkpoints, int64_t tra
   }
   while (!fs::exists(folder)) folder = folder.parent_path();
   const double available = held + static_cast<double>(fs::space(folder).available);
-  print("disk", fmt::format("{} for {} checkpoint{} and the result; {} are free in {} or held by its checkpoints",
-                            gigabytes(needed), checkpoints, checkpoints == 1 ? "" : "s", gigabytes(available),
+  print("disk", fmt::format("{} for {} checkpoint{} and the result{}; {} are free in {} or held by its checkpoints",
+                            gigabytes(needed), checkpoints, checkpoints == 1 ? "" : "s",
+                            config.quantization.do_quantize ? ", merged and quantized too" : "", gigabytes(available),
                             folder.string()));
   if (needed <= available) return;
   throw Error(
@@ -195,7 +204,8 @@ void check(const config::Config& given, const dist::Launch& launch) {
                  is_on_gpu ? 1 : launch.local_world_size, device.torch_device);
   const auto weight_bytes = config.lora.use_peft ? sizeof(float) : c10::elementSize(type);
   require_disk(config, most_checkpoints(config, steps, loader.steps_per_epoch()), trained,
-               static_cast<double>(trained) * static_cast<double>(weight_bytes));
+               static_cast<double>(trained) * static_cast<double>(weight_bytes) +
+                   quantized_bytes(config, static_cast<double>(model::parameter_count(spec)), stored));
 }
 
 }  // namespace fettle::train

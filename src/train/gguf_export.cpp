@@ -48,10 +48,15 @@ bool has_blocks(DType dtype) {
 
 /// Removes, too, what an export that was killed left beside it.
 void require_free(const fs::path& output, bool overwrite) {
+  const bool is_file = hub::is_file(output) || !hub::path_exists(output);  // or a pipe
+  if (is_file && output.extension() != ".gguf") {                          // by which readers know it
+    throw Error(ExitCode::kUsage, fmt::format("output: {} does not end in .gguf", output.string()),
+                "name a file .gguf");
+  }
   remove_stale_temporaries(output.has_parent_path() ? output.parent_path() : fs::path("."));
   if (overwrite || !hub::path_exists(output)) return;
   throw Error(ExitCode::kConfig, fmt::format("output: {} is there already", output.string()),
-              "give another name, or overwrite_output=true");
+              "name another file, or set overwrite_output to replace it");
 }
 
 hub::ModelFolder resolve_dense_model(const config::ModelConfig& model) {

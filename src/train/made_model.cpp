@@ -25,7 +25,7 @@ constexpr const char* kIdentity = "identity";
 constexpr const char* kUnfinished = ".unfinished";
 
 [[noreturn]] void refuse_place(const fs::path& folder, std::string_view reason, const char* hint) {
-  throw Error(ExitCode::kConfig, fmt::format("output_dir {} {}", folder.string(), reason), hint);
+  throw Error(ExitCode::kConfig, fmt::format("the folder {} {}", folder.string(), reason), hint);
 }
 
 }  // namespace
@@ -34,12 +34,17 @@ std::string description_fingerprint(const hub::ModelFolder& base, const text::To
   return sha256(base.config.dump() + base.generation_config.dump() + tokenizer.fingerprint());
 }
 
-std::optional<nlohmann::ordered_json> made_earlier(const fs::path& folder, const std::string& identity) {
-  if (hub::path_exists(folder / kUnfinished)) return std::nullopt;
-  if (!hub::is_file(folder / hub::kChecksumFile) || !hub::is_file(folder / kResultsFile)) return std::nullopt;
+std::optional<nlohmann::ordered_json> results_of_model(const fs::path& folder) {
+  if (hub::path_exists(folder / kUnfinished) || !hub::is_file(folder / kResultsFile)) return std::nullopt;
   auto results = nlohmann::ordered_json::parse(read_file(folder / kResultsFile), nullptr, /*allow_exceptions=*/false);
-  if (!results.is_object() || results.value(kIdentity, nlohmann::ordered_json()) != identity) return std::nullopt;
-  results.erase(kIdentity);
+  if (!results.is_object() || !results.contains(kIdentity)) return std::nullopt;
+  return results;
+}
+
+std::optional<nlohmann::ordered_json> made_earlier(const fs::path& folder, const std::string& identity) {
+  std::optional<nlohmann::ordered_json> results = results_of_model(folder);
+  if (!results || (*results)[kIdentity] != identity || !hub::is_file(folder / hub::kChecksumFile)) return std::nullopt;
+  results->erase(kIdentity);
   try {
     if (!hub::compare_checksums(folder).problems.empty()) return std::nullopt;
   } catch (const Error&) {  // a manifest that is none
@@ -52,18 +57,17 @@ void require_place_for_model(const fs::path& folder, const std::vector<std::stri
   for (const std::string& input : read) {
     std::error_code failure;
     if (input.empty() || !fs::equivalent(input, folder, failure)) continue;
-    refuse_place(folder, "is read by this command", "choose another output_dir");
+    refuse_place(folder, "is read by this command", "name another folder");
   }
   if (holds_run(folder) || hub::path_exists(folder / "adapter_config.json")) {
-    refuse_place(folder, "holds a training run", "choose another output_dir");
+    refuse_place(folder, "holds a training run", "name another folder");
   }
 }
 
 void require_free(const config::OutputConfig& output) {
   const fs::path folder = output.output_dir;
   if (output.overwrite_output_dir || is_empty_folder(folder) || hub::path_exists(folder / kUnfinished)) return;
-  refuse_place(folder, "is not empty",
-               "choose another output_dir, or set overwrite_output_dir to replace the model there");
+  refuse_place(folder, "is not empty", "name another folder, or set overwrite_output_dir to replace the model there");
 }
 
 void begin_model(const fs::path& folder) {

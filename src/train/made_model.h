@@ -20,6 +20,9 @@ namespace fettle::train {
 /// Stands for what is beside the weights: configuration and tokenizer.
 std::string description_fingerprint(const hub::ModelFolder& base, const text::Tokenizer& tokenizer);
 
+/// all_results.json of a merged or quantized model that is finished; nothing for what is none.
+std::optional<nlohmann::ordered_json> results_of_model(const std::filesystem::path& folder);
+
 /// What was made in the folder with this identity, if its files are those of its manifest; else nothing.
 std::optional<nlohmann::ordered_json> made_earlier(const std::filesystem::path& folder, const std::string& identity);
 

@@ -38,7 +38,7 @@ ModelInputs load_base(const config::ModelConfig& model) {
   hub::ModelFolder base = hub::resolve_model(model);
   if (!base.config.value("quantization_config", nlohmann::json()).is_null()) {
     throw Error(ExitCode::kConfig,
-                fmt::format("model_name_or_path: {} is quantised, and its weights cannot be added to",
+                fmt::format("model_name_or_path: {} is quantized, and its weights cannot be added to",
                             model.model_name_or_path),
                 "merge into the model that it was made from, then quantize the result");
   }
@@ -143,7 +143,7 @@ nlohmann::ordered_json Merging::run() {
   write_file(folder_ / "README.md", merged_model_card(config_, results));
   finish_model(folder_, {inputs_.base, inputs_.tokenizer, type, results, made_of});
   log::info("the model is in {}", folder_.string());
-  log::info("try it: fettle generate --model_name_or_path={} --prompt=\"...\"", folder_.string());
+  log::info("try it: fettle generate --model_name_or_path={}{}", folder_.string(), prompt_arguments(config_.data));
   return results;
 }
 

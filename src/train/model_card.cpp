@@ -47,15 +47,16 @@ std::string results_table(const nlohmann::ordered_json& results) {
 }
 
 /// How to use a folder that is a model.
-constexpr std::string_view kModelUsage = "fettle generate --model_name_or_path=path/to/this/folder --prompt=\"...\"\n";
+std::string model_usage(const config::Config& config) {
+  return fmt::format("fettle generate --model_name_or_path=path/to/this/folder{}\n", prompt_arguments(config.data));
+}
 
 std::string usage(const config::Config& config) {
-  const std::string here = "path/to/this/folder";
-  if (!config.lora.use_peft) return std::string(kModelUsage);
+  if (!config.lora.use_peft) return model_usage(config);
   const std::string name = base_name(config);
   const std::string base = name == config.model.model_name_or_path ? name : "path/to/" + name;
-  return fmt::format("fettle generate --model_name_or_path={} --adapter_name_or_path={}{} --prompt=\"...\"\n", base,
-                     here, quantization_arguments(config.model));
+  return fmt::format("fettle generate --model_name_or_path={} --adapter_name_or_path=path/to/this/folder{}{}\n", base,
+                     quantization_arguments(config.model), prompt_arguments(config.data));
 }
 
 }  // namespace
@@ -66,6 +67,12 @@ std::string quantization_arguments(const config::ModelConfig& model) {
   if (!model.load_in_4bit) return "";
   const bool is_default = model.bnb_4bit_quant_type == config::ModelConfig().bnb_4bit_quant_type;
   return " --load_in_4bit=true" + (is_default ? "" : " --bnb_4bit_quant_type=" + model.bnb_4bit_quant_type);
+}
+
+std::string prompt_arguments(const config::DataConfig& data) {
+  if (data.dataset_format == "text") return " --raw_prompt --prompt=\"...\"";
+  const std::string& style = data.prompt_template;
+  return (style == config::DataConfig().prompt_template ? "" : " --prompt_template=" + style) + " --prompt=\"...\"";
 }
 
 std::string model_card(const config::Config& config, const nlohmann::ordered_json& results) {
@@ -98,7 +105,7 @@ std::string merged_model_card(const config::Config& config, const nlohmann::orde
     card += fmt::format("| {} | {} |\n", (is_folder ? name.filename() : name).string(), adapter.at("weight").dump());
   }
   card += "\n" + results_table(results) + "\n## Use\n\n```\n";
-  return card + std::string(kModelUsage) + "```\n";
+  return card + model_usage(config) + "```\n";
 }
 
 std::string quantized_model_card(const config::Config& config, const nlohmann::ordered_json& results) {
@@ -110,7 +117,7 @@ std::string quantized_model_card(const config::Config& config, const nlohmann::o
   card += fmt::format("# {} in {} bits\n\n", base, config.quantization.woq_bits);
   card += "The linear layers' weights are whole numbers with scales; embeddings, head and norms are as they were. ";
   card += "Made with Fettle.\n\n" + results_table(results) + "\n## Use\n\n```\n";
-  return card + std::string(kModelUsage) + "```\n";
+  return card + model_usage(config) + "```\n";
 }
 
 }  // namespace fettle::train

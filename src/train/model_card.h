@@ -23,4 +23,8 @@ std::string quantized_model_card(const config::Config& config, const nlohmann::o
 /// quantized.
 std::string quantization_arguments(const config::ModelConfig& model);
 
+/// The arguments, each after a blank, that prompt a model as its records did: " --prompt=\"...\"", after --raw_prompt
+/// for plain text, or the run's prompt_template.
+std::string prompt_arguments(const config::DataConfig& data);
+
 }  // namespace fettle::train

@@ -2,7 +2,7 @@
 /// probe.safetensors: what a model answers to one fixed document, so that a copy of it elsewhere can be tried.
 ///
 /// Format: "tokens" I64 [T], "logits" F32 [V] of the last token, computed in float32 whatever the weights' type; in the
-/// metadata "format": "fettle probe 1". Kept beside a model, or beside an adapter for it on its unquantised base.
+/// metadata "format": "fettle probe 1". Kept beside a model, or beside an adapter for it on its unquantized base.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -97,7 +97,7 @@ void announce_result(const config::Config& config) {
   const std::string where = fmt::format("the {} is in {}", adapter ? "adapter" : "model", folder);
   write_termination_message(fmt::format("complete: {}{}\n", where, numbers(folder)));
   log::info("{}", where);
-  log::info("try it: fettle generate {} --prompt=\"...\"", model);
+  log::info("try it: fettle generate {}{}", model, prompt_arguments(config.data));
 }
 
 }  // namespace fettle::train

@@ -26,7 +26,7 @@ AddFiles model_files(const hub::ModelFolder& base);
 void save_adapter(const std::filesystem::path& folder, const model::Decoder& model, const config::ModelConfig& base,
                   const text::Tokenizer& tokenizer);
 
-/// Sharded safetensors in the base's type (bfloat16 for a quantised base), config.json, generation_config.json,
+/// Sharded safetensors in the base's type (bfloat16 for a quantized base), config.json, generation_config.json,
 /// tokenizer and template files. Throws as save_adapter.
 void save_full_model(const std::filesystem::path& folder, const model::Decoder& model, const hub::ModelFolder& base,
                      const text::Tokenizer& tokenizer, uint64_t max_shard_size);
@@ -39,7 +39,7 @@ void write_model_files(const std::filesystem::path& folder, const hub::ModelFold
 /// Whether the folder holds a whole result. Throws Error{kIo} or {kPermission} if that cannot be read.
 bool has_result(const std::filesystem::path& folder, bool is_adapter);
 
-/// The type that a model's weights have on disk: that of its largest tensor; bfloat16 if that is quantised.
+/// The type that a model's weights have on disk: that of its largest tensor; bfloat16 if that is quantized.
 at::ScalarType stored_type(const hub::TensorSource& source);
 
 /// The weights of a saved result, loaded as any other program would: `base`, quantized or not, and its adapter, or a

@@ -128,7 +128,7 @@ TEST(GenerateFile, ReplacesNothingUnasked) {
   const std::string prompts = "--prompts_file=" + folder.write("p.txt", "The dog\n");
   const std::string output = folder.write("old.jsonl", "mine");
   Result result = run_program(generate_arguments({prompts, "--output=" + output}));
-  EXPECT_EQ(result.code, code(ExitCode::kUsage));
+  EXPECT_EQ(result.code, code(ExitCode::kConfig));
   EXPECT_THAT(result.error(), HasSubstr("overwrite_output"));
   EXPECT_EQ(read_file(output), "mine");
   result = run_program(generate_arguments({prompts, "--output=" + output, "--overwrite_output"}));

@@ -4,7 +4,7 @@
     python tests/golden/make_gguf.py [FOLDER]
 
 The `gguf` package writes the files as llama.cpp's converter does (q and k rows of llama models interleaved, Llama 3's
-rope scaling as rope_freqs). <name>.safetensors holds every tensor, dequantised by transformers, in float32. types.gguf holds the same
+rope scaling as rope_freqs). <name>.safetensors holds every tensor, dequantized by transformers, in float32. types.gguf holds the same
 values in every type that Fettle writes.
 """
 
@@ -124,7 +124,7 @@ def write_types(path):
     writer.close()
 
 
-def dequantised(path):
+def dequantized(path):
     """Every tensor of a GGUF file as transformers gives it to the model, tied ones once."""
     config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     if path.stem in MODELS:
@@ -145,7 +145,7 @@ def main(folder):
         path = folder / f"{name}.gguf"
         write(path, name)
         values = path.with_suffix(".safetensors")
-        safetensors.torch.save_file(dequantised(path), values, metadata={"format": "pt"})
+        safetensors.torch.save_file(dequantized(path), values, metadata={"format": "pt"})
         values.chmod(0o644)
 
 

@@ -58,7 +58,7 @@ TEST(ReadFloats, ConvertsPlainTypesFromUnalignedBytes) {
               ElementsAre(1.0F, -123.5F));
 }
 
-/// One block of each quantised type: nibble or byte i of the block is i, scale 0.5, minimum -1.
+/// One block of each quantized type: nibble or byte i of the block is i, scale 0.5, minimum -1.
 std::string nibbles() {
   std::string bytes;
   for (int i = 0; i < 16; ++i) bytes += static_cast<char>(i | ((15 - i) << 4));

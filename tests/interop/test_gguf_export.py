@@ -170,7 +170,7 @@ def test_fettle_reads_back_the_same_model(logits, export, tiny_models, family, d
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_fettle_reads_back_what_it_quantized(logits, export, tmp_path, kind):
-    """Against the same model whose weights the gguf package dequantised."""
+    """Against the same model whose weights the gguf package dequantized."""
     file = export(STORIES260K, kind)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 5)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
@@ -248,6 +248,7 @@ def test_an_output_that_is_there_stays(fettle, tmp_path):
     assert fields(output)["general.name"] == "stories260K"
     onto = {"output": output, "overwrite_output": True}
     refused(fettle, 64, f"{output} is read by this command", model_name_or_path=output, **onto)
+    refused(fettle, 64, "does not end in .gguf", model_name_or_path=STORIES260K, output=tmp_path / "m.bin")
     refused(fettle, 66, "No such file or directory", model_name_or_path=STORIES260K, output=tmp_path / "no" / "such" / "m.gguf")
 
 

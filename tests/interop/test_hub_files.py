@@ -118,7 +118,7 @@ def test_gguf_weights_are_those_of_transformers(hub_files, tmp_path, path):
         pytest.skip("SmolLM2's GGUF file is not there: `make demo` fetches it")
     hub_files("floats", path, tmp_path / "floats.safetensors")
     floats = safetensors.torch.load_file(tmp_path / "floats.safetensors")
-    assert equal(floats, make_gguf.dequantised(pathlib.Path(path)))
+    assert equal(floats, make_gguf.dequantized(pathlib.Path(path)))
 
 
 def test_gguf_goldens_are_what_their_script_makes(tmp_path):

@@ -299,7 +299,7 @@ def test_refuses_what_does_not_fit(fettle, tiny_models, tmp_path, pair):
     quantized = shutil.copytree(base, tmp_path / "quantized")
     config = json.loads((quantized / "config.json").read_text())
     (quantized / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    assert "is quantised" in refusal(fettle, REFUSED, quantized, out, adapter_name_or_path=adapter)
+    assert "is quantized" in refusal(fettle, REFUSED, quantized, out, adapter_name_or_path=adapter)
     assert not out.exists() or not list(out.iterdir())
 
 

@@ -91,7 +91,7 @@ struct CrossEntropy {
   float* losses;
 };
 
-/// Values of quantised weights, in row-major order over the whole tensor; element i has the scale i / group. 4 bits:
+/// Values of quantized weights, in row-major order over the whole tensor; element i has the scale i / group. 4 bits:
 /// its code is in byte i / 2, the even element's in the high half (as bitsandbytes), and its value codebook[code] ·
 /// scale. 8 bits: the code is signed, its value code · scale.
 struct Dequantize {
