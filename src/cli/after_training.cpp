@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <system_error>
 #include <utility>
 
 #include "base/error.h"
@@ -105,7 +106,8 @@ void check_after_training(const config::Config& config) {
 }
 
 int after_training(const config::Config& config) {
-  if (config.benchmark.do_benchmark) fs::remove(benchmark_file(config));  // of what may be other weights now
+  std::error_code ignored;  // what cannot be removed cannot be written, which says why
+  if (config.benchmark.do_benchmark) fs::remove(benchmark_file(config), ignored);  // of what may be other weights now
   if (config.quantization.do_quantize) quantize_result(config);
   return config.benchmark.do_benchmark ? benchmark_result(config) : 0;
 }

@@ -12,7 +12,7 @@ namespace fettle::cli {
 
 /// Quantizes model_name_or_path into output_dir as the options say: weights, config.json, tokenizer, all_results.json
 /// with the perplexity before and after, model card, manifest. A quantization that was stopped goes on after its last
-/// whole layer. Throws Error as its parts do, {kUsage} if output_dir holds a result and may not be overwritten, and
+/// whole layer. Throws Error as its parts do, {kConfig} if output_dir holds a result and may not be overwritten, and
 /// {kDiverged} if perplexity rises beyond max_perplexity_ratio; the model is there all the same. Returns what
 /// all_results.json holds.
 nlohmann::ordered_json quantize_model(const config::Config& config, const device::Device& device);
