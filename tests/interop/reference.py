@@ -10,6 +10,11 @@ import safetensors.torch
 import torch
 import transformers
 
+# Before threads compute, as ops::settle_vector_math on our side: MKL's choice of a kernel at its first call is a race
+# (pytorch/pytorch#188792), which the truth would lose now and then too.
+for function in (torch.cos, torch.sin, torch.exp, torch.log, torch.sqrt, torch.tanh, torch.erf):
+    function(torch.ones(1))
+
 IGNORE = -100
 
 
