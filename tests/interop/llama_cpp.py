@@ -6,6 +6,7 @@ A file that llama.cpp will not load or fails an assertion on ends that process a
 """
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -72,6 +73,7 @@ def serve(model, adapters, context):
     server = xllamacpp.Server(parameters)
     print(server.listening_address, flush=True)
     sys.stdin.read()
+    os._exit(0)  # the server's own end waits for its loop, now and then for ever
 
 
 if __name__ == "__main__":
