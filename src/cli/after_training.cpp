@@ -99,10 +99,8 @@ void check_after_training(const config::Config& config) {
                 "set quantize_output_dir for another one, or remove that");
   }
   if (train::results_of_model(folder)) return;  // made anew if its weights are other ones
-  config::OutputConfig place;
-  place.output_dir = folder.string();
   train::require_place_for_model(folder, {config.model.model_name_or_path, config.model.tokenizer_name});
-  train::require_free(place);
+  train::require_free(folder, /*overwrite=*/false);
 }
 
 int after_training(const config::Config& config) {

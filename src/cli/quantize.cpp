@@ -202,7 +202,7 @@ Json quantize_model(const config::Config& config, const device::Device& device) 
     require_perplexity(config.quantization, *earlier);
     return *earlier;
   }
-  train::require_free(config.output);
+  train::require_free(folder, config.output.overwrite_output_dir);
   std::vector<model::Batch> batches = calibration_batches(config, records, inputs.spec);
   const at::ScalarType type = train::compute_type(config.training);
   const auto before =

@@ -89,9 +89,8 @@ std::string read_if_exists(const std::filesystem::path& path, std::vector<std::f
 
 /// The same of a file that is never empty.
 std::string read_content(const std::filesystem::path& path, std::vector<std::filesystem::path>& files) {
-  const size_t before = files.size();
   std::string content = read_if_exists(path, files);
-  if (content.empty() && files.size() > before) {
+  if (content.empty() && !files.empty() && files.back() == path) {
     throw Error(ExitCode::kData, path.string() + " is empty", "copy it again");
   }
   return content;

@@ -47,7 +47,7 @@ bool has_blocks(DType dtype) {
 }
 
 /// Removes, too, what an export that was killed left beside it.
-void require_free(const fs::path& output, bool overwrite) {
+void require_output(const fs::path& output, bool overwrite) {
   const bool is_file = hub::is_file(output) || !hub::path_exists(output);  // or a pipe
   if (is_file && output.extension() != ".gguf") {                          // by which readers know it
     throw Error(ExitCode::kUsage, fmt::format("output: {} does not end in .gguf", output.string()),
@@ -222,7 +222,7 @@ void export_adapter(const config::ModelConfig& options, DType dtype, const fs::p
 void export_gguf(const config::ModelConfig& model, const config::ExportConfig& options,
                  const config::PreprocessConfig& files) {
   const DType dtype = dtype_of(options.gguf_type);
-  require_free(files.output, files.overwrite_output);
+  require_output(files.output, files.overwrite_output);
   if (model.adapter_name_or_path.empty()) return export_model(model, dtype, files.output);
   export_adapter(model, dtype, files.output);
 }

@@ -64,9 +64,8 @@ void require_place_for_model(const fs::path& folder, const std::vector<std::stri
   }
 }
 
-void require_free(const config::OutputConfig& output) {
-  const fs::path folder = output.output_dir;
-  if (output.overwrite_output_dir || is_empty_folder(folder) || hub::path_exists(folder / kUnfinished)) return;
+void require_free(const fs::path& folder, bool overwrite) {
+  if (overwrite || is_empty_folder(folder) || hub::path_exists(folder / kUnfinished)) return;
   refuse_place(folder, "is not empty", "name another folder, or set overwrite_output_dir to replace the model there");
 }
 

@@ -11,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "config/config.h"
 #include "hub/model_folder.h"
 #include "text/tokenizer.h"
 
@@ -29,9 +28,9 @@ std::optional<nlohmann::ordered_json> made_earlier(const std::filesystem::path& 
 /// Refuses a folder that is among those that are `read`, or holds a training. Throws Error{kConfig}.
 void require_place_for_model(const std::filesystem::path& folder, const std::vector<std::string>& read);
 
-/// Refuses an output_dir that is not empty, does not hold a model that this program was stopped in making, and may not
-/// be replaced (overwrite_output_dir). Throws Error{kConfig}.
-void require_free(const config::OutputConfig& output);
+/// Unless `overwrite`, refuses a folder that is not empty and does not hold a model that this program was stopped in
+/// making. Throws Error{kConfig}.
+void require_free(const std::filesystem::path& folder, bool overwrite);
 
 /// Removes what describes an earlier model, before its weights are replaced.
 void begin_model(const std::filesystem::path& folder);

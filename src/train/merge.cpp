@@ -127,7 +127,7 @@ nlohmann::ordered_json Merging::run() {
     log::info("the model is in {} already", folder_.string());
     return *std::move(earlier);
   }
-  require_free(config_.output);
+  require_free(folder_, config_.output.overwrite_output_dir);
   MergedWeights weights(inputs_.base, inputs_.spec, adapters);
   const FolderLock lock(folder_);
   begin_model(folder_);

@@ -135,23 +135,26 @@ void check_logits(const Result& result, const fs::path& folder, const Say& say) 
               result.is_adapter ? "the base is another one, or one of both is damaged" : kDamaged);
 }
 
+/// Nothing for a folder that holds none.
+std::optional<Result> checked_result(const fs::path& folder, const std::string& base, const Say& say) {
+  std::optional<Result> result = open_result(folder, base);
+  if (!result) return result;
+  read_spec(*result);
+  check_tensors(*result, say);
+  check_values(*result, folder, say);
+  return result;
+}
+
 }  // namespace
 
 void verify_result(const fs::path& folder, const std::string& base, const Say& say) {
-  std::optional<Result> result = open_result(folder, base);
-  if (!result) return;
-  read_spec(*result);
-  check_tensors(*result, say);
-  check_values(*result, folder, say);
-  check_logits(*result, folder, say);
+  const std::optional<Result> result = checked_result(folder, base, say);
+  if (result) check_logits(*result, folder, say);
 }
 
 void add_probe(const fs::path& folder, const std::string& base, const Say& say) {
-  std::optional<Result> result = open_result(folder, base);
+  const std::optional<Result> result = checked_result(folder, base, say);
   if (!result) return;
-  read_spec(*result);
-  check_tensors(*result, say);
-  check_values(*result, folder, say);
   if (!result->spec) return say(fmt::format("wrote no {}: {}", kProbeFile, result->why_not));
   const text::Tokenizer tokenizer = text::Tokenizer::load(result->model->tokenizer_folder);
   write_probe(folder, make_probe(load(*result), tokenizer));

@@ -23,8 +23,8 @@ from ranks import UNAVAILABLE, Ranks, Start, command
 
 SIZE, STEPS = 4, 60
 # Seconds; the last from the fault to the end of the last rank. On a busy machine one rank may come to the rendezvous 8 s
-# after another. A rank that stops with the lock of the cache costs the
-# others 20 s more, before they wait for it as long as for one that did not come.
+# after another. A rank that stops with the lock of the cache costs the others 20 s more, before they wait for it as long
+# as for one that did not come.
 PEER_TIMEOUT, RENDEZVOUS, LONGEST = 5, 14, 36
 OPTIONS = {"max_steps": STEPS, "validation_split_percentage": 20, "eval_strategy": "steps", "eval_steps": harness.EVAL_STEPS,
            "peer_timeout": PEER_TIMEOUT, "ddp_timeout": RENDEZVOUS}
